@@ -1,0 +1,56 @@
+# Every target sets itself up in .venv. Variables: PYTHON (which interpreter), PIP_FLAGS, TORCH_INDEX
+# (on a machine without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes of CUDA libraries).
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt
+# Stamps carry a hash of what they stand for, so that a changed dependency installs again and nothing else does.
+KEY := $(shell cat pyproject.toml constraints.txt | cksum | tr -s ' ' '-')
+RUN := $(VENV)/.run-$(KEY)
+DEV := $(VENV)/.dev-$(KEY)
+CONFIG ?= configs/demo.yaml
+
+.PHONY: demo test test-all bench lint format golden clean
+
+demo: $(RUN)  ## train the demo's three stages and write its report
+	$(BIN)/nexus-ray roadmap $(CONFIG)
+
+test: lint  ## what must be green before a commit
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not ray and not fault and not slow and not gpu and not browser"
+	$(BIN)/python -m pytest -q -m "(ray or fault) and not slow and not gpu and not browser"
+
+test-all: lint  ## everything; GPU tests where there is one
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not ray and not fault and not gpu"
+	$(BIN)/python -m pytest -q -m "(ray or fault) and not gpu"
+	@if nvidia-smi >/dev/null 2>&1; then $(BIN)/python -m pytest -q -m gpu; else echo "no GPU: tests marked gpu not run"; fi
+
+bench: $(DEV)  ## steady tokens per second against bare PyTorch; time to the first step
+	$(BIN)/python -m tests.benchmarks
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: $(DEV)  ## write the golden files anew, to be reviewed as a diff
+	$(BIN)/python -m pytest -q tests/unit/test_configs_load.py --update-golden
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN): | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(DEV): | $(BIN)/python
+	$(PIP) --editable '.[dev]'
+	@touch $(RUN) $@

@@ -1,0 +1,298 @@
+"""`nexus-ray VERB CONFIG [path=value ...] [--dry-run]`: the verbs, their exit codes, and errors without tracebacks.
+
+Exit codes: 0 done; 2 bad configuration (all faults, by path); 1 failed; 130 interrupted with a checkpoint.
+Heavy libraries are imported inside the verbs, so that `--help` and configuration faults answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from nexus_ray import __version__
+from nexus_ray.config import RunConfig, detect_hardware, json_schema, load_config, resolve
+from nexus_ray.errors import ConfigError, NexusError
+
+DONE, FAILED, BAD_CONFIG, INTERRUPTED = 0, 1, 2, 130
+
+
+# --- verbs -------------------------------------------------------------------------------------------------------
+
+
+def _load(args: argparse.Namespace) -> RunConfig:
+    """The resolved config of the command line."""
+    from nexus_ray.session import check_job_storage
+
+    config = load_config(args.config, args.overrides)
+    check_job_storage(config.storage)
+    return resolve(config, detect_hardware())
+
+
+def _say(message: str) -> None:
+    print(message, flush=True)
+
+
+@contextlib.contextmanager
+def _started(config: RunConfig) -> Iterator[None]:
+    """Storage proved writable and Ray running."""
+    from nexus_ray.session import ray_session
+    from nexus_ray.storage import Storage
+
+    Storage(config.storage).check_writable()
+    with ray_session(config):
+        yield
+
+
+def prepare(args: argparse.Namespace) -> int:
+    """fetch the corpora, train or fetch the tokenizer, write token shards"""
+    config = _load(args)
+    if args.dry_run:
+        return _show_plan(config)
+    from nexus_ray.corpora.prepare import find_prepared
+    from nexus_ray.corpora.prepare import prepare as build
+
+    prepared = find_prepared(config)
+    if prepared is None:
+        with _started(config):
+            prepared = build(config, progress=_say)
+    for name, domain in prepared.domains.items():
+        documents = f"{domain.train.documents:,} + {domain.held_out.documents:,} held-out documents"
+        _say(f"{name}: {domain.train.tokens:,} training tokens in {documents} ({domain.source})")
+    return DONE
+
+
+def train(args: argparse.Namespace) -> int:
+    """train a config of one stage"""
+    config = _load(args)
+    if len(config.stages) > 1:
+        names = ", ".join(stage.name for stage in config.stages)
+        raise ConfigError(
+            f"stages: `train` runs one stage, and {args.config} has {len(config.stages)} ({names}); "
+            f"run them in turn with `nexus-ray roadmap {args.config}`"
+        )
+    return _run(config, args)
+
+
+def roadmap(args: argparse.Namespace) -> int:
+    """train the stages in turn, score every domain at each transition, write the report"""
+    return _run(_load(args), args)
+
+
+def _run(config: RunConfig, args: argparse.Namespace) -> int:
+    if args.dry_run:
+        return _show_plan(config)
+    with _started(config):
+        from nexus_ray.report.page import write_report
+        from nexus_ray.roadmap import run_roadmap
+
+        run_roadmap(config, report=write_report)
+    return DONE
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """score the models of a run again on the held-out documents"""
+    config = _load(args)
+    if args.dry_run:
+        return _show_plan(config)
+    with _started(config):
+        from nexus_ray.report.page import write_report
+        from nexus_ray.roadmap import evaluate_run
+
+        evaluate_run(config, report=write_report)
+    return DONE
+
+
+def report(args: argparse.Namespace) -> int:
+    """write report.html from a run's record (names a config or a run's folder)"""
+    from nexus_ray.report.page import write_report
+
+    folder = _run_folder(args.config, args.overrides)
+    if args.dry_run:
+        _say(f"would write report.html in {folder}")
+        return DONE
+    from nexus_ray.storage import Storage
+
+    _say(f"report: {write_report(Storage(folder))}")
+    return DONE
+
+
+def compare(args: argparse.Namespace) -> int:
+    """put several runs side by side (names folders of runs, or configs)"""
+    from nexus_ray.report.compare import compare_runs
+    from nexus_ray.storage import Storage
+
+    runs = [Storage(_run_folder(run, ())) for run in args.runs]
+    compare_runs(runs, out=args.out)
+    return DONE
+
+
+def _run_folder(target: str, overrides: Sequence[str]) -> str:
+    """Folder or URI of a run: the folder itself, or where the config of that name puts it."""
+    if "://" in target or Path(target).is_dir():
+        if overrides:
+            raise ConfigError(
+                f"{target} is a run's folder, so overrides ({' '.join(overrides)}) have no effect; drop them"
+            )
+        return target
+    config = resolve(load_config(target, overrides), detect_hardware())
+    return f"{config.storage}/{config.name}"
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """check this machine and say the remedy for what is missing"""
+    from nexus_ray.doctor import run_doctor
+
+    config = load_config(args.config, args.overrides) if args.config else None
+    return run_doctor(config, deep=args.deep)
+
+
+def schema(args: argparse.Namespace) -> int:
+    """print the JSON schema of config files, for editors"""
+    _say(json.dumps(json_schema(), indent=2))
+    return DONE
+
+
+def grid(args: argparse.Namespace) -> int:
+    """run a grid of configs and seeds one after the other, skipping what is done"""
+    from nexus_ray.grid import run_grid
+
+    return run_grid(Path(args.config), overrides=args.overrides, dry_run=args.dry_run)
+
+
+def _show_plan(config: RunConfig) -> int:
+    from nexus_ray.dry_run import print_plan
+
+    print_plan(config)
+    return DONE
+
+
+# --- the command line --------------------------------------------------------------------------------------------
+
+VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    verb.__name__: verb for verb in (prepare, train, roadmap, evaluate, report, compare, grid, doctor, schema)
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Usage faults in the house's words: the value, and what was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        print(f"nexus-ray: {message}", file=sys.stderr)
+        raise SystemExit(BAD_CONFIG)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            near = difflib.get_close_matches(str(value), list(action.choices), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"verbs are {', '.join(action.choices)}"
+            raise argparse.ArgumentError(None, f"no verb {value!r}; {hint}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = _Parser(prog="nexus-ray", description="Teach a language model new material without losing the old.")
+    parser.add_argument("--version", action="version", version=f"nexus-ray {__version__}")
+    commands = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, verb in VERBS.items():
+        command = commands.add_parser(name, help=verb.__doc__, description=verb.__doc__)
+        if name == "compare":
+            command.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or its config")
+            command.add_argument("--out", type=Path, help="also write the comparison as a page")
+        elif name == "doctor":
+            command.add_argument("config", nargs="?", help="also check what this config needs")
+            command.add_argument("--deep", action="store_true", help="also start Ray and run a task (seconds)")
+        elif name != "schema":
+            what = "YAML file, or folder of a run" if name == "report" else "YAML file"
+            command.add_argument("config", metavar="CONFIG", help=what)
+            command.add_argument("--dry-run", action="store_true", help="print what would be done, do nothing")
+        if name not in ("compare", "schema"):
+            command.add_argument(
+                "overrides", nargs="*", default=[], metavar="path=value", help="such as training.seq_len=128"
+            )
+    return parser
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments of the command line, with overrides allowed before and after options."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-") or not hasattr(args, "overrides")]
+    if unknown:
+        parser.error(f"{args.verb}: unknown option {unknown[0]}; `nexus-ray {args.verb} --help` lists them")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    try:
+        args = _parse(sys.argv[1:] if argv is None else argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    from nexus_ray.session import quiet_environment
+
+    quiet_environment()
+    try:
+        return VERBS[args.verb](args)
+    except BrokenPipeError:  # the reader of our output has gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        print("nexus-ray: interrupted before a checkpoint was due; run the same command again", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """Print what happened, without a traceback unless NEXUS_DEBUG is set; returns the exit code."""
+    if os.environ.get("NEXUS_DEBUG"):
+        traceback.print_exception(error)
+    known = find_nexus_error(error)
+    if known is not None:
+        print(f"nexus-ray: {known}", file=sys.stderr)
+        return known.exit_code
+    first = next(iter(str(error).strip().splitlines()), "")
+    print(f"nexus-ray: failed with {type(error).__name__}: {first}", file=sys.stderr)
+    print(f"  full log: {_save_traceback(error)} (NEXUS_DEBUG=1 shows it here)", file=sys.stderr)
+    return FAILED
+
+
+def find_nexus_error(error: BaseException) -> NexusError | None:
+    """The NexusError that an error is, or that Ray wrapped (task, worker group, controller errors); outermost first."""
+    queue: list[BaseException] = [error]
+    seen: set[int] = set()
+    while queue:
+        current = queue.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        inner = [current.__cause__, getattr(current, "cause", None), getattr(current, "controller_failure", None)]
+        inner += [] if current.__suppress_context__ else [current.__context__]
+        failures = getattr(current, "worker_failures", None)
+        inner += list(failures.values()) if isinstance(failures, dict) else []
+        # Ray's task errors also inherit the class of their cause, with a traceback as message: prefer the cause.
+        if isinstance(current, NexusError) and not isinstance(getattr(current, "cause", None), BaseException):
+            return current
+        queue += [item for item in inner if isinstance(item, BaseException)]
+    return None
+
+
+def _save_traceback(error: Exception) -> str:
+    with tempfile.NamedTemporaryFile("w", prefix="nexus-ray-", suffix=".log", delete=False) as file:
+        file.writelines(traceback.format_exception(error))
+    return file.name
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,329 @@
+"""Everything a run reads, ready: documents, tokenizer and token shards of its domains, built once and found again.
+
+Invariant: an artefact exists exactly if its manifest does, and it is built under a lock, so that several runs may
+prepare at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from nexus_ray.config.tree import RunConfig
+from nexus_ray.corpora.build import Found, build_documents, find_documents, settings_hash
+from nexus_ray.corpora.documents import DocumentManifest, load_index
+from nexus_ray.corpora.manifest import MANIFEST_FILE, SPLITS, TokenManifest, load_manifest, save_manifest
+from nexus_ray.corpora.sources import CorpusSource, open_source
+from nexus_ray.corpora.tasks import run_tasks
+from nexus_ray.corpora.tokenizer import (
+    TokenizerManifest,
+    TrainingPart,
+    build_tokenizer,
+    find_tokenizer,
+    trained_domains,
+)
+from nexus_ray.corpora.tokenizer import folder_name as tokenizer_folder_name
+from nexus_ray.corpora.tokens import base_fingerprint, plan_shards, write_shard
+from nexus_ray.corpora.tokens import folder_name as tokens_folder_name
+from nexus_ray.errors import ConfigError, DataError
+from nexus_ray.storage import Storage
+
+Progress = Callable[[str], None]
+LOCK_TIMEOUT_S = 6 * 3600.0
+
+
+@dataclass(frozen=True)
+class PreparedDomain:
+    """One domain, ready to be read."""
+
+    name: str
+    documents: Storage
+    train: TokenManifest
+    held_out: TokenManifest
+    license: str | None
+    attribution: str | None
+    source: str
+    """For people: where the text comes from."""
+    stats: dict[str, int] = field(default_factory=dict)
+    """Counts of documents and tokens, and of everything that was left out."""
+    manifest: DocumentManifest | None = None
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """All that a run reads."""
+
+    tokenizer: Storage
+    """Folder that `AutoTokenizer.from_pretrained` loads, if it is local; else see `tokenizer_dir`."""
+    tokenizer_fingerprint: str
+    vocab_size: int
+    eos_id: int
+    domains: dict[str, PreparedDomain]
+    tokenizer_source: str = ""
+
+    def tokenizer_dir(self) -> Path:
+        """The tokenizer as a folder of this machine; downloaded first if the storage is remote."""
+        if self.tokenizer.is_local:
+            return self.tokenizer.local_path
+        cache = Path(tempfile.gettempdir()) / "nexus-ray" / f"{self.tokenizer.name}-{self.tokenizer_fingerprint}"
+        if not (cache / MANIFEST_FILE).exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            names = [name for name in self.tokenizer.list() if name != MANIFEST_FILE]
+            for name in [*names, MANIFEST_FILE]:
+                Storage(str(cache)).write_bytes(self.tokenizer.read_bytes(name), name)
+        return cache
+
+
+def shared_storage(config: RunConfig) -> Storage:
+    """Where artefacts lie that runs share."""
+    return Storage(config.storage).child("_shared")
+
+
+def used_domains(config: RunConfig) -> tuple[str, ...]:
+    """Domains of stages, replay, anchors and of the tokenizer's training. Raises ConfigError if one is not defined."""
+    names = tuple(dict.fromkeys((*config.evaluated_domains, *trained_domains(config))))
+    for name in names:
+        if name not in config.domains:
+            known = ", ".join(config.domains)
+            raise ConfigError(f"domain {name!r} is used but not defined; add domains.{name}, or use one of {known}")
+    return names
+
+
+def find_prepared(config: RunConfig) -> PreparedData | None:
+    """What `prepare` would return, if all of it exists; else None. Needs no Ray and builds nothing."""
+    shared = shared_storage(config)
+    documents: dict[str, DocumentManifest] = {}
+    for name in used_domains(config):
+        found = find_documents(open_source(name, config.domains[name], shared), shared.child("documents"))
+        if not found.complete or found.manifest is None:
+            return None
+        documents[name] = found.manifest
+    folder = _tokenizer_folder(config, shared, documents)
+    tokenizer = find_tokenizer(folder)
+    if tokenizer is None:
+        return None
+    drafts = {name: _token_drafts(config, shared, documents[name], tokenizer) for name in documents}
+    if any(draft.batches < len(documents[name].batches) for name in drafts for draft in drafts[name].values()):
+        return None
+    return _prepared(config, folder, tokenizer, documents, drafts)
+
+
+def prepare(config: RunConfig, *, progress: Progress = lambda message: None) -> PreparedData:
+    """Build what is missing. The caller has started Ray, which is needed only if something is.
+
+    Raises ConfigError or DataError naming the domain, the field and the way out.
+    """
+    if (ready := find_prepared(config)) is not None:
+        return ready
+    shared = shared_storage(config)
+    Storage(config.storage).check_writable()
+    documents = _build_documents(config, shared, progress)
+    _check_splits(config, documents)
+    for (held_out, trained), count in shared_texts(config, documents).items():
+        progress(
+            f"warning: {count} texts held out of {held_out} are trained on in {trained}; give both domains the same "
+            f"held_out_fraction to keep them apart"
+        )
+    folder, tokenizer = _build_tokenizer(config, shared, documents, progress)
+    drafts = _build_tokens(config, shared, documents, folder, tokenizer, progress)
+    return _prepared(config, folder, tokenizer, documents, drafts)
+
+
+# --- documents ---------------------------------------------------------------------------------------------------
+
+
+def _build_documents(config: RunConfig, shared: Storage, progress: Progress) -> dict[str, DocumentManifest]:
+    names = used_domains(config)
+    sources: list[CorpusSource] = [open_source(name, config.domains[name], shared) for name in names]
+    root = shared.child("documents")
+    with _locks(shared, [f"documents-{source.domain}-{settings_hash(source)}" for source in sources]):
+        found: list[Found] = [find_documents(source, root) for source in sources]
+        manifests = build_documents(sources, root, found, progress=progress)
+    return dict(zip(names, manifests, strict=True))
+
+
+def _check_splits(config: RunConfig, documents: dict[str, DocumentManifest]) -> None:
+    """Raise DataError if a domain would have nothing to train or to be measured on."""
+    trained = {*trained_domains(config)}
+    for stage in config.stages:
+        trained.update(stage.domains, stage.replay or ())
+    for name, manifest in documents.items():
+        fraction = config.domains[name].held_out_fraction
+        held_out = load_index(manifest).held_out(fraction)
+        if name in config.evaluated_domains and not held_out.any():
+            raise DataError(
+                f"domains.{name}.held_out_fraction={fraction} holds out none of its {len(held_out)} documents; raise "
+                f"it, bring more documents, or cut them smaller (split_on)"
+            )
+        if name in trained and held_out.all():
+            raise DataError(
+                f"domains.{name}.held_out_fraction={fraction} leaves none of its {len(held_out)} documents for "
+                f"training; lower it, bring more documents, or cut them smaller (split_on)"
+            )
+
+
+def shared_texts(config: RunConfig, documents: dict[str, DocumentManifest]) -> dict[tuple[str, str], int]:
+    """Texts held out in one domain and trained on in another: {(held-out domain, training domain): count}.
+
+    The split depends on the text alone, so there are none between domains of equal `held_out_fraction`.
+    """
+    fraction = {name: config.domains[name].held_out_fraction for name in documents}
+    if len(set(fraction.values())) == 1:
+        return {}
+    index = {name: load_index(manifest) for name, manifest in documents.items()}
+    found = {}
+    for a, b in itertools.permutations(index, 2):
+        held_out, trained = index[a].held_out(fraction[a]), ~index[b].held_out(fraction[b])
+        if count := len(np.intersect1d(index[a].ids[held_out], index[b].ids[trained])):
+            found[a, b] = count
+    return found
+
+
+# --- tokenizer -----------------------------------------------------------------------------------------------------
+
+
+def _training_parts(config: RunConfig, documents: dict[str, DocumentManifest]) -> list[TrainingPart]:
+    return [TrainingPart(documents[name], config.domains[name].held_out_fraction) for name in trained_domains(config)]
+
+
+def _tokenizer_folder(config: RunConfig, shared: Storage, documents: dict[str, DocumentManifest]) -> Storage:
+    name = tokenizer_folder_name(config.model, _training_parts(config, documents))
+    return shared.child("tokenizers", name)
+
+
+def _build_tokenizer(
+    config: RunConfig, shared: Storage, documents: dict[str, DocumentManifest], progress: Progress
+) -> tuple[Storage, TokenizerManifest]:
+    folder = _tokenizer_folder(config, shared, documents)
+    with _locks(shared, [f"tokenizers-{folder.name}"]):
+        manifest = find_tokenizer(folder)
+        if manifest is None:
+            manifest = build_tokenizer(config.model, _training_parts(config, documents), folder, progress=progress)
+    return folder, manifest
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def _tokens_folder(config: RunConfig, shared: Storage, documents: DocumentManifest, tokenizer: str) -> Storage:
+    fraction = config.domains[documents.domain].held_out_fraction
+    return shared.child("tokens", tokens_folder_name(documents, tokenizer, fraction, config.data.shard_tokens))
+
+
+def _token_drafts(
+    config: RunConfig, shared: Storage, documents: DocumentManifest, tokenizer: TokenizerManifest
+) -> dict[str, TokenManifest]:
+    """Manifest of each split as far as it exists, cut to the batches of `documents`; an empty one to start from."""
+    folder = _tokens_folder(config, shared, documents, tokenizer.fingerprint)
+    fraction = config.domains[documents.domain].held_out_fraction
+    drafts = {}
+    for split in SPLITS:
+        if folder.exists(split, MANIFEST_FILE):
+            drafts[split] = load_manifest(folder.child(split)).batch_prefix(len(documents.batches))
+            continue
+        drafts[split] = TokenManifest(
+            domain=documents.domain,
+            split=split,
+            root=folder.uri,
+            tokenizer=tokenizer.fingerprint,
+            vocab_size=tokenizer.vocab_size,
+            eos_id=tokenizer.eos_id,
+            shards=(),
+            base=base_fingerprint(split, tokenizer.fingerprint, fraction),
+            batches=0,
+        )
+    return drafts
+
+
+def _build_tokens(
+    config: RunConfig,
+    shared: Storage,
+    documents: dict[str, DocumentManifest],
+    folder: Storage,
+    tokenizer: TokenizerManifest,
+    progress: Progress,
+) -> dict[str, dict[str, TokenManifest]]:
+    names = [_tokens_folder(config, shared, manifest, tokenizer.fingerprint).name for manifest in documents.values()]
+    with _locks(shared, [f"tokens-{name}" for name in names]):
+        drafts = {name: _token_drafts(config, shared, documents[name], tokenizer) for name in documents}
+        missing = [
+            draft
+            for name in documents
+            for draft in drafts[name].values()
+            if draft.batches < len(documents[name].batches)
+        ]
+        plans = [
+            plan_shards(
+                documents[draft.domain],
+                draft,
+                held_out_fraction=config.domains[draft.domain].held_out_fraction,
+                shard_tokens=config.data.shard_tokens,
+                tokenizer=folder,
+            )
+            for draft in missing
+        ]
+        if missing:
+            progress(f"tokens: encoding {', '.join(dict.fromkeys(draft.domain for draft in missing))}")
+        specs = [spec for plan in plans for spec in plan]
+        written = run_tasks(write_shard, specs, cost=lambda spec: spec.text_bytes, progress=progress, label="tokens")
+        for draft, plan in zip(missing, plans, strict=True):
+            own, written = written[: len(plan)], written[len(plan) :]
+            stats = {"tokens_dropped": 0, "eos_in_text": sum(item.eos_in_text for item in own)}
+            batches = len(documents[draft.domain].batches)
+            manifest = draft.extended([item.shard for item in own], batches=batches, stats=stats)
+            save_manifest(manifest)
+            drafts[draft.domain][draft.split] = manifest
+    return drafts
+
+
+# --- the result ----------------------------------------------------------------------------------------------------
+
+
+def _prepared(
+    config: RunConfig,
+    folder: Storage,
+    tokenizer: TokenizerManifest,
+    documents: dict[str, DocumentManifest],
+    drafts: dict[str, dict[str, TokenManifest]],
+) -> PreparedData:
+    domains = {}
+    for name, manifest in documents.items():
+        source = config.domains[name].source
+        train, held_out = drafts[name]["train"], drafts[name]["held_out"]
+        tokens = {
+            key: train.stats.get(key, 0) + held_out.stats.get(key, 0) for key in ("tokens_dropped", "eos_in_text")
+        }
+        domains[name] = PreparedDomain(
+            name=name,
+            documents=manifest.folder,
+            train=train,
+            held_out=held_out,
+            license=source.license or manifest.license,
+            attribution=source.attribution or manifest.attribution,
+            source=manifest.label,
+            stats={**manifest.stats, **tokens},
+            manifest=manifest,
+        )
+    return PreparedData(
+        tokenizer=folder,
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        eos_id=tokenizer.eos_id,
+        domains=domains,
+        tokenizer_source=tokenizer.source,
+    )
+
+
+@contextlib.contextmanager
+def _locks(shared: Storage, names: Sequence[str]) -> Iterator[None]:
+    """Several locks at once, always in the same order, so that two builders cannot wait for each other."""
+    with contextlib.ExitStack() as stack:
+        for name in sorted(set(names)):
+            stack.enter_context(shared.lock(f"locks/{name}", LOCK_TIMEOUT_S))
+        yield

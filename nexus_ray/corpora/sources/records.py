@@ -1,0 +1,134 @@
+"""From the bytes of one file to documents: text, JSONL, JSON and Parquet.
+
+Nothing is guessed: a record without text, a line that is no JSON, bytes that are no UTF-8 name their file and place.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, BinaryIO, cast
+
+from nexus_ray.config.tree import FilesSource, WheelSource
+from nexus_ray.corpora.sources.base import RawDocument
+from nexus_ray.errors import DataError
+
+_SUFFIXES = {"jsonl": "jsonl", "ndjson": "jsonl", "json": "json", "parquet": "parquet", "pq": "parquet"}
+_COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
+
+
+def format_of(name: str, chosen: str) -> str:
+    """`text`, `jsonl`, `json` or `parquet`: the chosen format, or by the file name if that is `auto`."""
+    if chosen != "auto":
+        return chosen
+    for suffix in _COMPRESSED:
+        name = name.removesuffix(suffix)
+    return _SUFFIXES.get(name.rpartition(".")[2].lower(), "text")
+
+
+def parse(file: BinaryIO, name: str, config: FilesSource | WheelSource, where: str) -> Iterator[RawDocument]:
+    """Documents of one open file. `where` is the config path of the source, for messages."""
+    kind = format_of(name, config.format)
+    if kind == "text":
+        yield from _texts(file.read(), name, config.split_on)
+        return
+    records = {"jsonl": _jsonl, "json": _json, "parquet": _parquet}[kind]
+    for place, record in records(file, name, config):
+        if all(_plain(record.get(key)) == value for key, value in config.where.items()):
+            yield RawDocument(record_text(record, config.text_field, f"{name}, {place}", where), _trace(name, place))
+
+
+def record_text(record: Any, field: str, place: str, where: str) -> str:
+    """The text of a record. Raises DataError if there is no such field or it is no text."""
+    if not isinstance(record, dict):
+        raise DataError(f"{place}: a {type(record).__name__} is no record; records must be mappings with {field!r}")
+    if field not in record:
+        raise DataError(
+            f"{place}: no field {field!r} ({where}.text_field); the fields are {', '.join(map(str, record)) or 'none'}"
+        )
+    text = record[field]
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise DataError(
+            f"{place}: field {field!r} ({where}.text_field) holds a {type(text).__name__}, not text; name another field"
+        )
+    return text
+
+
+def decode(data: bytes, name: str) -> str:
+    """UTF-8 text, a byte order mark left out. Raises DataError naming the first bad byte."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{name}: byte {error.start} (0x{data[error.start]:02x}) is not UTF-8; save the file as UTF-8, or leave it "
+            f"out by a narrower pattern"
+        ) from None
+
+
+def _texts(data: bytes, name: str, split_on: str | None) -> Iterator[RawDocument]:
+    text = decode(data, name)
+    starts = [match.start() for match in re.finditer(split_on, text)] if split_on else []
+    borders = sorted({0, *starts, len(text)})
+    pieces = [text[a:b] for a, b in pairwise(borders)] or [text]
+    for index, piece in enumerate(pieces):
+        yield RawDocument(piece, {"file": name, "index": index})
+
+
+def _jsonl(file: BinaryIO, name: str, config: Any) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(io.BufferedReader(cast(Any, file)), start=1):
+        if line.strip():
+            yield f"line {number}", _loads(line, f"{name}, line {number}")
+
+
+def _json(file: BinaryIO, name: str, config: FilesSource | WheelSource) -> Iterator[tuple[str, Any]]:
+    data = _loads(file.read(), name)
+    if isinstance(data, list):
+        yield from ((f"record {index}", record) for index, record in enumerate(data))
+    elif isinstance(data, dict) and data and all(isinstance(value, dict) for value in data.values()):
+        yield from ((f"record {key!r}", record) for key, record in data.items())
+    elif isinstance(data, dict) and config.text_field in data:
+        yield "record 0", data
+    else:
+        raise DataError(
+            f"{name}: a JSON {type(data).__name__} without records; it must be a list of mappings, or a mapping whose "
+            f"values are mappings"
+        )
+
+
+def _parquet(file: BinaryIO, name: str, config: FilesSource | WheelSource) -> Iterator[tuple[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        parquet = pq.ParquetFile(file)
+        names = parquet.schema_arrow.names
+        row = 0
+        columns = [key for key in dict.fromkeys((config.text_field, *config.where)) if key in names]
+        if config.text_field not in names:
+            record_text(dict.fromkeys(names), config.text_field, name, "source")
+        for batch in parquet.iter_batches(batch_size=1024, columns=columns):
+            for record in batch.to_pylist():
+                yield f"row {row}", record
+                row += 1
+    except pa.ArrowException as error:
+        raise DataError(f"{name} cannot be read as Parquet: {error}; restore the file or leave it out") from None
+
+
+def _loads(data: bytes, place: str) -> Any:
+    try:
+        return json.loads(decode(data, place))
+    except ValueError as error:
+        raise DataError(f"{place}: no valid JSON ({error}); mend it, or set source.format") from None
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _trace(name: str, place: str) -> dict[str, Any]:
+    return {"file": name, "place": place}

@@ -1,0 +1,1 @@
+"""Held-out scores and what they say about learning and forgetting."""

@@ -1,0 +1,489 @@
+"""The main job: stages in turn, and at each transition every domain is scored, replay planned, the gate asked.
+
+A stage is finished when its `stage.json` exists, which is written last; running the same command again goes on after
+the last finished stage, or at the newest checkpoint of the unfinished one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from nexus_ray.config import RunConfig, detect_hardware, fingerprint, resolve, stage_config, to_yaml
+from nexus_ray.config.tree import exact_fraction
+from nexus_ray.corpora.prepare import PreparedData, find_prepared, prepare
+from nexus_ray.errors import ConfigError, DataError, ForgettingError, Interrupted
+from nexus_ray.evaluate.hooks import ScoringHooks
+from nexus_ray.evaluate.scores import DomainScore, scores_from_bytes
+from nexus_ray.evaluate.transfer import score_document, stage_forgetting
+from nexus_ray.progress import Progress
+from nexus_ray.record import MetricsTail, RunRecordWriter
+from nexus_ray.storage import Storage
+from nexus_ray.stream.curriculum import stage_segments
+from nexus_ray.stream.plan import Plan, parse_plan
+from nexus_ray.stream.rows import StageStream
+from nexus_ray.tracking import Tracker
+from nexus_ray.train.launch import fit
+from nexus_ray.train.loop import StageJob
+
+SCRATCH = "scratch"
+"""Folder, inside a run, of the from-scratch models that forward transfer is measured against."""
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What a run came to."""
+
+    folder: Storage
+    fingerprint: str
+    scores: dict[str, Any]
+    """The content of `scores.json`."""
+    stages: list[dict[str, Any]]
+    """The content of every `stage.json`."""
+
+
+def run_roadmap(
+    config: RunConfig, *, progress: Progress | None = None, report: Callable[[Storage], Any] | None = None
+) -> RunOutcome:
+    """Run, or go on with, all stages of a config on the connected Ray cluster.
+
+    `report` is called with the run's folder at the end, however it ends. Raises ConfigError if the run's folder belongs to another config, ForgettingError if the gate stops the run,
+    Interrupted after a requested stop (a checkpoint was written).
+    """
+    config = resolve(config, detect_hardware())
+    progress = progress or Progress(log_every_steps=config.tracking.log_every_steps)
+    with _Roadmap(config, progress, report).record() as roadmap:
+        return roadmap.run()
+
+
+def evaluate_run(
+    config: RunConfig, *, progress: Progress | None = None, report: Callable[[Storage], Any] | None = None
+) -> RunOutcome:
+    """Score the exported models of a run's finished stages again and write `scores.json` anew."""
+    config = resolve(config, detect_hardware())
+    return _Roadmap(config, progress or Progress(log_every_steps=config.tracking.log_every_steps), report).rescore()
+
+
+class _Roadmap:
+    def __init__(self, config: RunConfig, progress: Progress, report: Callable[[Storage], Any] | None) -> None:
+        self.config, self.progress, self.report = config, progress, report
+        self.fingerprint = fingerprint(config)
+        self.folder = Storage(config.storage).child(config.name)
+        self.plan = Plan(config.seed, config.training.seq_len, config.data.shuffle_window_rows)
+        self.results: list[dict[str, Any]] = []
+        self.scores: list[dict[str, DomainScore]] = []
+        self.document: dict[str, Any] | None = None
+
+    # --- the record -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def record(self) -> Iterator[_Roadmap]:
+        """The run's record around its work: who may write, how it ended, the report."""
+        self.folder.check_writable()
+        with self.folder.lock("run", 1.0):
+            self._claim()
+            self.writer = RunRecordWriter(self.folder, self.config, self.fingerprint)
+            self.tracker = Tracker(self.config, self.folder)
+            try:
+                yield self
+            except Interrupted:
+                self.writer.finish("interrupted")
+                raise
+            except ForgettingError as error:
+                self.writer.finish("stopped", error)
+                raise
+            except BaseException as error:
+                self.writer.finish("failed", error)
+                raise
+            else:
+                self.writer.finish("done")
+            finally:
+                page = self._report()
+                self.tracker.finish(self.document, report=page)
+                self.progress.close()
+
+    def _claim(self) -> None:
+        """The folder is new, or this very config's."""
+        if self.folder.exists("run.json"):
+            other = self.folder.read_json("run.json").get("fingerprint")
+            if other != self.fingerprint:
+                raise ConfigError(
+                    f"name={self.config.name!r}: {self.folder.uri} holds a run of another config (fingerprint {other}, "
+                    f"this one is {self.fingerprint}). Choose another name (name=...), delete that folder, or run its "
+                    f"own {self.folder.uri}/config.yaml to go on with it"
+                )
+            return
+        self.folder.write_text(to_yaml(self.config), "config.yaml")
+
+    def _report(self) -> str | None:
+        if self.report is None or not self.scores:
+            return None
+        try:
+            page = str(self.report(self.folder))
+        except Exception as error:  # a page is no reason to lose a run; it can be written again
+            self.progress.message(
+                f"no report ({type(error).__name__}: {error}); `nexus-ray report {self.folder.uri}` tries again"
+            )
+            return None
+        self.progress.message(f"report: {page}")
+        return page
+
+    # --- the work ---------------------------------------------------------------------------------------------
+
+    def run(self) -> RunOutcome:
+        self.progress.message(f"run {self.config.name} ({self.fingerprint}) in {self.folder.uri}")
+        self.data = self._prepare()
+        self._read_plan()
+        self._check_lengths()
+        self.writer.data(self.data)
+        self._base()
+        for index in range(len(self.config.stages)):
+            self._stage(index)
+            self._write_scores()
+        if self.config.evaluation.forward_transfer:
+            self._write_scores(self._from_scratch())
+        document = self._write_scores(self._scratch_scores())
+        return RunOutcome(self.folder, self.fingerprint, document, self.results)
+
+    def _prepare(self) -> PreparedData:
+        found = find_prepared(self.config)
+        return found if found is not None else prepare(self.config, progress=self.progress.message)
+
+    def _read_plan(self) -> None:
+        lines = self.folder.read_text("plan.jsonl").splitlines() if self.folder.exists("plan.jsonl") else []
+        self.plan = parse_plan(
+            lines,
+            seed=self.config.seed,
+            seq_len=self.config.training.seq_len,
+            shuffle_window_rows=self.config.data.shuffle_window_rows,
+        )
+
+    def _check_lengths(self) -> None:
+        from nexus_ray.models.build import context_length
+
+        limit = context_length(self.config.model)
+        if limit is not None and self.config.training.seq_len > limit:
+            raise ConfigError(
+                f"training.seq_len={self.config.training.seq_len} exceeds the {limit} positions of "
+                f"model.source={self.config.model.source!r}; use at most {limit}"
+            )
+
+    def _base(self) -> None:
+        """Scores before any training."""
+        folder = self.folder.child("base")
+        if not folder.exists("stage.json"):
+            self.progress.message("scoring the base model")
+            job = self._job(self.config, "base", -1, 0, folder, stream=None, start_from=None, export=False)
+            result = fit(job)
+            folder.write_json({"name": "base", "index": -1, **result}, "stage.json")
+        self.scores.append(scores_from_bytes(folder.read_bytes("evaluation.npz")))
+        self.writer.model(folder.read_json("stage.json")["parameters"])
+
+    def _stage(self, index: int) -> None:
+        """One stage and its transition: train or skip, then ask the gate."""
+        config = stage_config(self.config, index)
+        name = self.config.stages[index].name
+        folder = self.folder.child("stages", f"{index:02d}-{name}")
+        attempt = self._attempts(index)
+        if folder.exists("stage.json"):
+            result = folder.read_json("stage.json")
+            self.progress.message(f"stage {name}: finished before, skipped")
+        else:
+            result = self._train(config, index, attempt, folder)
+        while True:
+            self.scores.append(scores_from_bytes(folder.read_bytes("evaluation.npz")))
+            verdict = self._gate(config, index, result)
+            if verdict == "retry":
+                self.scores.pop()
+                attempt = self._attempts(index) + 1
+                self._set_aside(folder, attempt - 1)
+                result = self._train(config, index, attempt, folder)
+                continue
+            break
+        self.results.append(result)
+        if verdict == "stop":
+            self._write_scores()
+            worst, value = max(result["forgetting"].items(), key=lambda item: item[1])
+            raise ForgettingError(
+                f"continual.max_forgetting={config.continual.max_forgetting}: after stage {name!r}, domain {worst!r} "
+                f"has lost {value:.4f} bits per byte against its best score. Raise continual.replay_ratio, lower "
+                f"training.learning_rate, set continual.on_forgetting: retry or warn, or allow more"
+            )
+
+    def _attempts(self, index: int) -> int:
+        """The number of the stage's newest planned attempt (0 for the first)."""
+        return max((s.attempt for s in self.plan.segments if s.stage_index == index), default=0)
+
+    def _set_aside(self, folder: Storage, attempt: int) -> None:
+        """Keep what a rejected attempt left, next to its stage."""
+        kept = self.folder.child("stages", f"{folder.name}.attempt{attempt}")
+        for name in ("stage.json", "evaluation.npz", "samples.json"):
+            if folder.exists(name):
+                kept.write_bytes(folder.read_bytes(name), name)
+        folder.delete("stage.json")
+        folder.delete()
+
+    def _train(self, config: RunConfig, index: int, attempt: int, folder: Storage) -> dict[str, Any]:
+        name = config.stages[index].name
+        config = self._with_more_replay(config, attempt)
+        stream = self._stream(config, index, attempt)
+        before = self._start(index)
+        job = self._job(config, name, index, attempt, folder, stream=stream, start_from=before)
+        self._say_plan(config, index, stream)
+        began = time.time()
+        with (
+            self.tracker.stage(name, index) as track,
+            MetricsTail(
+                self.folder,
+                index,
+                attempt,
+                lambda line: (self.progress.update(line), track.log(line)),
+            ),
+        ):
+            self.progress.stage(name, stream.steps)
+            result = fit(job, on_signal=self._say_stopping)
+        result = {
+            "name": name,
+            "index": index,
+            "kind": config.stages[index].kind,
+            "attempt": attempt,
+            "tokens": result["steps"] * config.training.global_batch_tokens,
+            "seconds": round(time.time() - began, 2),
+            "replay_ratio": config.continual.replay_ratio if stream.plan.segment_at(stream.first_row).replay else 0.0,
+            **result,
+            "model": folder.child("model").uri,
+        }
+        forgot = self._forgetting(folder)
+        folder.write_json({**result, "forgetting": forgot, "gate": None}, "stage.json")
+        return folder.read_json("stage.json")
+
+    def _say_stopping(self) -> None:
+        self.progress.message("stopping after this step, with a checkpoint; a second Ctrl-C ends at once")
+
+    def _with_more_replay(self, config: RunConfig, attempt: int) -> RunConfig:
+        """The config of a repeated attempt: the replay ratio doubled each time, up to one half (or where it was)."""
+        if not attempt:
+            return config
+        ratio = exact_fraction(config.continual.replay_ratio)
+        more = max(ratio, min(Fraction(1, 2), max(ratio, Fraction(1, 100)) * 2**attempt))
+        continual = config.continual.model_copy(update={"replay_ratio": float(more)})
+        return config.model_copy(update={"continual": continual})
+
+    def _stream(self, config: RunConfig, index: int, attempt: int) -> StageStream:
+        """The stage's part of the plan, appended to `plan.jsonl` before it is used."""
+        manifests = {name: domain.train for name, domain in self.data.domains.items()}
+        planned = [s for s in self.plan.segments if (s.stage_index, s.attempt) == (index, attempt)]
+        if not planned:
+            segments = stage_segments(config, index, manifests, start_row=self.plan.rows, attempt=attempt)
+            self.plan = self.plan.append(segments)
+            for segment in segments:
+                self.folder.append_line(segment.to_line(), "plan.jsonl")
+            planned = segments
+        pinned = {}
+        for segment in planned:
+            for name, source in segment.manifests.items():
+                pinned[name] = manifests[name].prefix(source.shards)
+                if pinned[name].fingerprint != source.fingerprint:
+                    raise DataError(
+                        f"domain {name!r}: its training shards at {manifests[name].root} are not those that plan.jsonl "
+                        f"names (fingerprint {pinned[name].fingerprint} instead of {source.fingerprint}); restore them, "
+                        f"or start under another name"
+                    )
+        first, stop = self.plan.stage_rows(index, attempt)
+        rows = config.training.rows_per_step
+        return StageStream(self.plan, pinned, first, rows, (stop - first) // rows)
+
+    def _start(self, index: int) -> Storage | None:
+        """Checkpoints of the stage before, which this one starts from."""
+        if index == 0:
+            return None
+        return self.folder.child("stages", f"{index - 1:02d}-{self.config.stages[index - 1].name}", "checkpoints")
+
+    def _job(
+        self,
+        config: RunConfig,
+        name: str,
+        index: int,
+        attempt: int,
+        folder: Storage,
+        *,
+        stream: StageStream | None,
+        start_from: Storage | None,
+        export: bool = True,
+        domains: tuple[str, ...] | None = None,
+    ) -> StageJob:
+        evaluation, report = config.evaluation, config.report
+        hooks = ScoringHooks(
+            folder=folder,
+            tokenizer=self.data.tokenizer,
+            held_out={d: self.data.domains[d].held_out for d in domains or config.evaluated_domains},
+            seq_len=config.training.seq_len,
+            batch_size=evaluation.batch_size,
+            max_tokens=evaluation.max_tokens,
+            during_tokens=evaluation.during_tokens,
+            prompts=report.prompts,
+            sample_tokens=report.sample_tokens if domains is None else 0,
+            temperature=report.temperature,
+            sample_seed=config.seed,
+            export=export,
+        )
+        return StageJob(
+            config=config,
+            stage=name,
+            stage_index=index,
+            attempt=attempt,
+            run=self.folder,
+            folder=folder,
+            fingerprint=self.fingerprint,
+            vocab_size=self.data.vocab_size,
+            eos_id=self.data.eos_id,
+            hooks=hooks,
+            stream=stream,
+            start_from=start_from,
+        )
+
+    def _say_plan(self, config: RunConfig, index: int, stream: StageStream) -> None:
+        segment = stream.plan.segment_at(stream.first_row)
+        shares = ", ".join(f"{name} {count / segment.cycle:.1%}" for name, count in segment.weights.items())
+        replay = f"; replay of {', '.join(segment.replay)}" if segment.replay else ""
+        if not segment.replay and config.continual.replay_ratio and index == 0:
+            replay = "; nothing to replay yet, replay ratio 0"
+        warmup = config.continual.warmup_steps
+        clipped = f"; continual.warmup_steps={warmup} clipped to the stage" if warmup > stream.steps else ""
+        self.progress.message(
+            f"stage {config.stages[index].name}: {stream.steps} steps of {config.training.global_batch_tokens} tokens; "
+            f"{shares}{replay}{clipped}"
+        )
+
+    # --- scores -----------------------------------------------------------------------------------------------
+
+    def _trained(self, rows: int) -> list[list[str]]:
+        return [list(stage.domains) for stage in self.config.stages[:rows]]
+
+    def _forgetting(self, folder: Storage) -> dict[str, float]:
+        rows = [*self.scores, scores_from_bytes(folder.read_bytes("evaluation.npz"))]
+        return stage_forgetting(
+            domains=self.config.evaluated_domains,
+            trained_by_stage=self._trained(len(rows) - 1),
+            scores_by_stage=rows,
+            anchors=self.config.anchors,
+        )
+
+    def _gate(self, config: RunConfig, index: int, result: dict[str, Any]) -> str:
+        """ "pass", "warn", "stop" or "retry"; recorded in the stage's `stage.json`."""
+        limit = config.continual.max_forgetting
+        if limit is None:
+            return "pass"
+        over = {name: value for name, value in result["forgetting"].items() if value > limit}
+        action = config.continual.on_forgetting if over else "pass"
+        can_retry = result["attempt"] < config.continual.max_retries and index > 0
+        if action == "retry" and not can_retry:
+            action = "stop"
+        result["gate"] = {"limit": limit, "over": over, "action": action}
+        folder = self.folder.child("stages", f"{index:02d}-{config.stages[index].name}")
+        folder.write_json(result, "stage.json")
+        if over:
+            listed = ", ".join(f"{name} {value:+.4f}" for name, value in over.items())
+            self.progress.message(f"forgetting above {limit} bits per byte: {listed}; {action}")
+        return action
+
+    def _write_scores(self, from_scratch: Mapping[str, DomainScore] | None = None) -> dict[str, Any]:
+        document = score_document(
+            domains=self.config.evaluated_domains,
+            stages=["base", *(stage.name for stage in self.config.stages)][: len(self.scores)],
+            trained_by_stage=self._trained(len(self.config.stages)),
+            scores_by_stage=self.scores,
+            anchors=self.config.anchors,
+            from_scratch=from_scratch,
+            samples=self.config.evaluation.bootstrap_samples,
+            seed=self.config.seed,
+        )
+        self.folder.write_json(document, "scores.json")
+        self.document = document
+        self.writer.stages(self.results)
+        return document
+
+    def _from_scratch(self) -> dict[str, DomainScore]:
+        """Train a fresh model, with the stage's budget, on each stage's new domains alone."""
+        for index, stage in enumerate(self.config.stages):
+            folder = self.folder.child(SCRATCH, f"{index:02d}-{stage.name}")
+            fresh = index == 0 and self.config.model.source == "scratch" and self.config.model.init_from is None
+            if fresh or folder.exists("stage.json"):
+                continue  # such a first stage is its own comparison
+            self.progress.message(f"from scratch on {', '.join(stage.domains)}, for forward transfer")
+            alone = self.config.model_copy(
+                update={
+                    "stages": [stage.model_copy(update={"replay": {}})],
+                    "model": self.config.model.model_copy(update={"init_from": None}),
+                }
+            )
+            config = stage_config(alone, 0)
+            manifests = {name: self.data.domains[name].train for name in stage.domains}
+            plan = Plan(config.seed, config.training.seq_len, config.data.shuffle_window_rows)
+            plan = plan.append(stage_segments(config, 0, manifests, start_row=0))
+            stream = StageStream(plan, manifests, 0, config.training.rows_per_step, config.training.steps)
+            job = self._job(
+                config,
+                f"{SCRATCH}-{stage.name}",
+                0,
+                0,
+                folder,
+                stream=stream,
+                start_from=None,
+                export=False,
+                domains=tuple(stage.domains),
+            )
+            self.progress.stage(job.stage, stream.steps)
+            with MetricsTail(self.folder, 0, 0, self.progress.update, stage=job.stage):
+                result = fit(job)
+            folder.write_json({"name": job.stage, "index": index, **result}, "stage.json")
+            folder.delete("checkpoints")
+        return self._scratch_scores()
+
+    def _scratch_scores(self) -> dict[str, DomainScore]:
+        found: dict[str, DomainScore] = {}
+        for name in self.folder.list(SCRATCH):
+            folder = self.folder.child(SCRATCH, name)
+            if folder.exists("stage.json"):
+                found |= scores_from_bytes(folder.read_bytes("evaluation.npz"))
+        return found
+
+    def rescore(self) -> RunOutcome:
+        """`evaluate_run`: the exported models, on the present held-out documents."""
+        if not self.folder.exists("run.json"):
+            raise ConfigError(f"name={self.config.name!r}: there is no run at {self.folder.uri}; train it first")
+        found = find_prepared(self.config)
+        if found is None:
+            raise ConfigError(f"storage={self.config.storage!r}: the prepared corpora are gone; run `nexus-ray prepare`")
+        self.data = found
+        self.writer = RunRecordWriter(self.folder, self.config, self.fingerprint, existing=True)
+        self._base_again()
+        for index, stage in enumerate(self.config.stages):
+            folder = self.folder.child("stages", f"{index:02d}-{stage.name}")
+            if not folder.exists("stage.json"):
+                break
+            self._rescore_stage(index, folder)
+        document = self._write_scores(self._scratch_scores())
+        self._report()
+        self.progress.close()
+        return RunOutcome(self.folder, self.fingerprint, document, self.results)
+
+    def _base_again(self) -> None:
+        self.folder.child("base").delete("stage.json")
+        self._base()
+
+    def _rescore_stage(self, index: int, folder: Storage) -> None:
+        config = stage_config(self.config, index)
+        model = config.model.model_copy(update={"init_from": folder.child("model").uri})
+        config = config.model_copy(update={"model": model})
+        self.progress.message(f"scoring stage {config.stages[index].name}")
+        job = self._job(config, config.stages[index].name, index, 0, folder, stream=None, start_from=None, export=False)
+        result = {**folder.read_json("stage.json"), "scores": fit(job)["scores"]}
+        result["forgetting"] = self._forgetting(folder)
+        folder.write_json(result, "stage.json")
+        self.scores.append(scores_from_bytes(folder.read_bytes("evaluation.npz")))
+        self.results.append(result)

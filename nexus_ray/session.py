@@ -1,0 +1,246 @@
+"""Ray for the command line and the jobs: a local head or a running cluster, quiet, and refused where it would starve.
+
+The library itself never calls `ray.init`. Invariant: inside `ray_session`, the cluster holds every stage's training
+workers and at least one more CPU for data tasks (with none left, Ray Data waits for ever).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from nexus_ray.config import Hardware, RunConfig, detect_hardware, resolve, stage_config
+from nexus_ray.errors import ConfigError
+
+DATA_CPUS = 2
+"""Logical CPUs of a local head beyond those of the training workers, for data tasks."""
+SPARE_CPUS = 1
+"""CPUs that an existing cluster must have beyond those of the training workers."""
+MAX_OVERSUBSCRIPTION = 4
+"""Most training threads per core that a local head accepts."""
+CONNECT_TIMEOUT_S = 5.0
+SMALL_MACHINE_BYTES = 64 << 30
+OBJECT_STORE_BYTES = 1 << 30
+"""Object store of a local head on a machine with less memory than SMALL_MACHINE_BYTES; the stream needs far less."""
+
+QUIET = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead or finished worker is seen
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers keep the user's folder, so relative paths mean the same
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will default to; unset, it warns
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+    "RAY_DEDUP_LOGS": "1",
+    "TOKENIZERS_PARALLELISM": "false",  # the cores belong to the training threads
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "WANDB_SILENT": "true",
+}
+"""Environment of the driver and of every worker. What the user has set stays."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What the hungriest stage needs."""
+
+    workers: int
+    cpus_per_worker: int
+    gpus: int
+
+    @property
+    def cpus(self) -> int:
+        return self.workers * self.cpus_per_worker
+
+
+def quiet_environment() -> dict[str, str]:
+    """Put QUIET into this process's environment, before ray is imported. Returns what was not set before."""
+    added = {key: value for key, value in QUIET.items() if key not in os.environ}
+    os.environ.update(added)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    return added
+
+
+@contextmanager
+def ray_session(config: RunConfig) -> Iterator[None]:
+    """Ray, connected: `cluster.address`, else $RAY_ADDRESS, else a local head that ends with the session.
+
+    A Ray that this process already uses is checked and left running. Raises ConfigError if no cluster answers, or
+    if it cannot hold the workers of every stage plus a data task.
+    """
+    hardware = detect_hardware()
+    demands = stage_demands(resolve(config, hardware))
+    added = quiet_environment()
+    import ray
+
+    if ray.is_initialized():
+        _check_cluster(demands)
+        yield
+        return
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if address and address != "local":
+        _join(address, added)
+    else:
+        _start_local(demands, hardware)
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        _check_cluster(demands)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def stage_demands(config: RunConfig) -> list[Demand]:
+    """What each stage of a resolved config asks of the cluster."""
+    demands = []
+    for index in range(len(config.stages)):
+        cluster = stage_config(config, index).cluster
+        gpus = cluster.num_workers if cluster.use_gpu else 0
+        demands.append(Demand(cluster.num_workers, cluster.cpus_per_worker or 1, gpus))
+    return demands
+
+
+def _join(address: str, added: Mapping[str, str]) -> None:
+    import ray
+
+    check_address(address)
+    try:
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": dict(added)},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise _unreachable(address, next(iter(str(error).strip().splitlines()), type(error).__name__)) from None
+
+
+def check_address(address: str) -> None:
+    """Raise ConfigError unless something listens at an address; Ray itself would end the process after a minute."""
+    if address == "auto":
+        return
+    if address.startswith(("ray://", "http://", "https://")):
+        raise ConfigError(
+            f"cluster.address={address!r} is the address of Ray's client or job server, and Ray Train does not run "
+            "through either; give host:port of the cluster (head's port 6379), or submit the verb as a job: "
+            "`ray job submit --address http://HEAD:8265 --working-dir . -- python jobs/VERB.py ...`"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise _unreachable(address, "it is not of the form host:port")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise _unreachable(address, str(error)) from None
+
+
+def _unreachable(address: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"cluster.address={address!r}: no Ray cluster could be joined ({reason}); start one with `ray start --head`, "
+        "correct the address, or leave cluster.address and $RAY_ADDRESS unset to run on this machine alone"
+    )
+
+
+def _start_local(demands: list[Demand], hardware: Hardware) -> None:
+    import ray
+
+    check_local(demands, hardware)
+    cpus = max(demand.cpus for demand in demands) + DATA_CPUS
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=_object_store_bytes(),
+    )
+
+
+def check_local(demands: list[Demand], hardware: Hardware) -> None:
+    """Raise ConfigError if the training threads of a stage crowd this machine."""
+    limit = MAX_OVERSUBSCRIPTION * hardware.cpus
+    for demand in demands:
+        if demand.cpus > limit:
+            fitting = max(1, hardware.cpus // demand.cpus_per_worker)
+            raise ConfigError(
+                f"cluster.num_workers={demand.workers} x cluster.cpus_per_worker={demand.cpus_per_worker} asks for "
+                f"{demand.cpus} training threads, but this machine has {hardware.cpus} cores (at most {limit} threads "
+                f"are accepted); lower cluster.num_workers to {fitting}, or name a larger cluster in cluster.address"
+            )
+
+
+def _object_store_bytes() -> int | None:
+    """Size of a local object store; None leaves it to Ray (large machines, and those without /dev/shm)."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        shared = shutil.disk_usage("/dev/shm").free
+    except (OSError, ValueError):
+        return None
+    if memory >= SMALL_MACHINE_BYTES:
+        return None
+    return max(128 << 20, min(OBJECT_STORE_BYTES, shared * 8 // 10))
+
+
+def _check_cluster(demands: list[Demand]) -> None:
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for demand in demands:
+        check_fits(demand, nodes)
+
+
+def check_fits(demand: Demand, nodes: list[dict[str, float]]) -> None:
+    """Raise ConfigError if a cluster of `nodes` (their resources) cannot hold the workers and a data task."""
+    cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
+    asked = f"cluster.num_workers={demand.workers} with cluster.cpus_per_worker={demand.cpus_per_worker}"
+    has = f"the cluster has {cpus} CPUs and {gpus} GPUs on {len(nodes)} node{'s' if len(nodes) != 1 else ''}"
+    if demand.gpus > gpus:
+        way_out = f"lower cluster.num_workers to {gpus}" if gpus else "set cluster.use_gpu: false"
+        raise ConfigError(
+            f"cluster.use_gpu=True and {asked} need {demand.gpus} GPUs, but {has}; {way_out}, or add GPU nodes"
+        )
+    if demand.cpus + SPARE_CPUS > cpus:
+        fitting = max(0, cpus - SPARE_CPUS) // demand.cpus_per_worker
+        way_out = (
+            f"lower cluster.num_workers to {fitting}"
+            if fitting
+            else f"lower cluster.cpus_per_worker to {max(1, cpus - SPARE_CPUS)}"
+        )
+        raise ConfigError(
+            f"{asked} needs {demand.cpus} CPUs for training and {SPARE_CPUS} more for data tasks, but {has}; "
+            f"{way_out}, or add nodes"
+        )
+    places = sum(int(_places(demand, node)) for node in nodes)
+    if places < demand.workers:
+        raise ConfigError(
+            f"{asked}: only {places} such workers find room, since one worker stays on one node and {has}; "
+            "lower cluster.cpus_per_worker or cluster.num_workers, or add nodes"
+        )
+
+
+def _places(demand: Demand, node: dict[str, float]) -> int:
+    by_cpu = int(node.get("CPU", 0)) // demand.cpus_per_worker
+    return min(by_cpu, int(node.get("GPU", 0))) if demand.gpus else by_cpu
+
+
+def in_ray_job() -> bool:
+    """Whether this process is the entry point of a submitted Ray job."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def check_job_storage(storage: str) -> None:
+    """Raise ConfigError if a job would write into the temporary copy of its working directory."""
+    if in_ray_job() and "://" not in storage and not storage.startswith(("/", "~")):
+        raise ConfigError(
+            f"storage={storage!r} is relative, but a submitted job runs in a temporary copy of its working directory, "
+            "where results are lost; add storage=/shared/folder or storage=s3://bucket/runs to the job's command"
+        )

@@ -1,0 +1,109 @@
+"""From the stages of a config to segments of the plan: replay sources, curricula, the cap on repetitions. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+
+from nexus_ray.config.tree import Curriculum, RunConfig, StageConfig, exact_fraction
+from nexus_ray.corpora.manifest import TokenManifest
+from nexus_ray.errors import ConfigError
+from nexus_ray.stream.mixture import stage_counts
+from nexus_ray.stream.plan import Segment, Source
+
+
+def replay_weights(config: RunConfig, stage_index: int, tokens: Mapping[str, int]) -> dict[str, Fraction]:
+    """Replayed domains of a stage: as configured, else those of the earlier stages weighted by their tokens."""
+    stage = config.stages[stage_index]
+    if stage.replay is not None:
+        return {name: exact_fraction(weight) for name, weight in stage.replay.items()}
+    earlier = [name for name in config.earlier_domains(stage_index) if name not in stage.domains]
+    return {name: Fraction(tokens[name]) for name in earlier}
+
+
+def stage_segments(
+    config: RunConfig,
+    stage_index: int,
+    manifests: Mapping[str, TokenManifest],
+    *,
+    start_row: int,
+    attempt: int = 0,
+) -> list[Segment]:
+    """The segments of one stage, from its first global row on.
+
+    `config` is the stage's own config (overrides applied). Raises ConfigError where a source would be repeated more
+    often than `data.max_repetitions`, or is too short for a single row.
+    """
+    stage = config.stages[stage_index]
+    replay = replay_weights(config, stage_index, {name: manifest.tokens for name, manifest in manifests.items()})
+    ratio = exact_fraction(config.continual.replay_ratio) if replay else Fraction(0)
+    rows = config.training.steps * config.training.rows_per_step
+    segments = []
+    for start, stop, new, part_ratio in _parts(config, stage, rows, ratio):
+        weights, cycle = stage_counts(new, replay, part_ratio)
+        sources = {name: _source(manifests[name], config.training.seq_len) for name in weights}
+        segments.append(
+            Segment(
+                stage=stage.name,
+                stage_index=stage_index,
+                attempt=attempt,
+                start_row=start_row + start,
+                rows=stop - start,
+                weights=weights,
+                cycle=cycle,
+                replay=tuple(name for name in replay if name in weights and name not in new),
+                replay_ratio=float(part_ratio),
+                manifests=sources,
+            )
+        )
+    _check_repetitions(config, stage, segments)
+    return segments
+
+
+def _parts(
+    config: RunConfig, stage: StageConfig, rows: int, ratio: Fraction
+) -> list[tuple[int, int, dict[str, Fraction], Fraction]]:
+    """(first row, last-plus-one row, new weights, replay ratio) of each part of a stage."""
+    new = {name: exact_fraction(weight) for name, weight in stage.domains.items()}
+    if config.continual.curriculum is Curriculum.INTERLEAVED:
+        everything: dict[str, Fraction] = {}
+        for other in config.stages:
+            total = sum((exact_fraction(w) for w in other.domains.values()), Fraction(0))
+            for name, weight in other.domains.items():
+                everything[name] = everything.get(name, Fraction(0)) + exact_fraction(weight) / total
+        return [(0, rows, everything, Fraction(0))]
+    if config.continual.curriculum is Curriculum.SEQUENTIAL or not ratio:
+        return [(0, rows, new, ratio)]
+    parts = min(config.continual.progressive_steps, config.training.steps)
+    per_step = config.training.rows_per_step
+    edges = [config.training.steps * k // parts * per_step for k in range(parts + 1)]
+    swing = min(ratio, 1 - ratio)  # falls from ratio + swing to ratio - swing; its mean is the replay ratio
+    return [
+        (edges[k], edges[k + 1], new, ratio + swing * (1 - Fraction(2 * k + 1, parts)))
+        for k in range(parts)
+    ]
+
+
+def _source(manifest: TokenManifest, seq_len: int) -> Source:
+    rows = manifest.rows(seq_len)
+    if rows == 0:
+        raise ConfigError(
+            f"domains.{manifest.domain}: its {manifest.tokens} training tokens do not fill a row of "
+            f"training.seq_len={seq_len}; add text or lower seq_len"
+        )
+    return Source(manifest.fingerprint, len(manifest.shards), rows)
+
+
+def _check_repetitions(config: RunConfig, stage: StageConfig, segments: list[Segment]) -> None:
+    drawn: dict[str, int] = {}
+    for segment in segments:
+        for name, rows in segment.drawn(segment.rows).items():
+            drawn[name] = drawn.get(name, 0) + rows
+    for name, rows in drawn.items():
+        have = segments[0].manifests[name].rows
+        if rows > config.data.max_repetitions * have:
+            raise ConfigError(
+                f"data.max_repetitions={config.data.max_repetitions:g}: stage {stage.name!r} would read domain {name!r} "
+                f"{rows / have:.1f} times ({rows} rows drawn, {have} there). Lower training.token_budget or the "
+                f"domain's weight, add text, or raise data.max_repetitions to {-(-rows // have)}"
+            )

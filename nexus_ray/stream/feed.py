@@ -1,0 +1,133 @@
+"""What a training worker draws its batches from: blocks that Ray Data read ahead, checked against the plan.
+
+Rows are a pure function of the position, so the worker reads the first steps itself while Ray Data starts up, checks
+every block against the plan it knows, and can always fall back to reading a chunk on its own. No state lives here.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nexus_ray.stream.rows import RankRows, StageStream
+
+CHUNK_BYTES = 4 * 2**20
+"""Size of one worker's block of rows, about."""
+MAX_BLOCKS = 20_000
+LEAD_BYTES = 2**18
+"""The worker reads ahead this much by itself until Ray Data delivers."""
+PATIENCE_S = 120.0
+"""After the first block, how long a late one is waited for before the worker reads it by itself."""
+
+
+def steps_per_chunk(stream: StageStream, *, rows_per_rank: int, world: int, chunk_bytes: int = CHUNK_BYTES) -> int:
+    """Whole steps in one block: about `chunk_bytes`, and never more than `MAX_BLOCKS` blocks in a stage."""
+    row_bytes = 4 * (stream.plan.seq_len + 1)
+    by_size = chunk_bytes // (rows_per_rank * row_bytes)
+    by_count = -(-stream.steps * world // MAX_BLOCKS)
+    return max(1, by_size, by_count)
+
+
+@dataclass
+class _Chunk:
+    first_step: int
+    num_steps: int
+    rows: RankRows
+
+
+class Feed:
+    """Batches of one worker, step by step. `blocks` yields Ray Data's (first step, rows) in order, or is None."""
+
+    def __init__(
+        self,
+        stream: StageStream,
+        *,
+        rank: int,
+        rows_per_rank: int,
+        chunk_steps: int,
+        blocks: Callable[[], Iterator[tuple[int, RankRows]]] | None,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._stream, self._rank, self._rows_per_rank, self._chunk_steps = stream, rank, rows_per_rank, chunk_steps
+        self._lead_steps = max(1, min(chunk_steps, LEAD_BYTES // (4 * (stream.plan.seq_len + 1) * rows_per_rank)))
+        self._warn = warn
+        self._chunk: _Chunk | None = None
+        self._started = False
+        self.waited_s = 0.0
+        """Seconds spent waiting for data so far."""
+        self.local_steps = 0
+        """Steps whose rows this worker read by itself."""
+        self._queue: queue.Queue[tuple[int, RankRows] | BaseException | None] | None = None
+        if blocks is not None:
+            self._queue = queue.Queue(maxsize=2)
+            threading.Thread(target=self._pull, args=(blocks, self._queue), daemon=True, name="feed").start()
+
+    @staticmethod
+    def _pull(blocks: Callable[[], Iterator[Any]], out: queue.Queue[Any]) -> None:
+        try:
+            for block in blocks():
+                out.put(block)
+            out.put(None)
+        except BaseException as error:  # handed to the training thread, which raises or falls back
+            out.put(error)
+
+    def batch(self, step: int) -> RankRows:
+        """This worker's rows of a step: [rows_per_rank, ...]."""
+        began = time.perf_counter()
+        chunk = self._chunk
+        if chunk is None or not chunk.first_step <= step < chunk.first_step + chunk.num_steps:
+            chunk = self._chunk = self._next(step)
+        self.waited_s += time.perf_counter() - began
+        begin = (step - chunk.first_step) * self._rows_per_rank
+        return chunk.rows[begin : begin + self._rows_per_rank]
+
+    def _next(self, step: int) -> _Chunk:
+        while self._queue is not None:
+            try:
+                item = self._queue.get(timeout=PATIENCE_S) if self._started else self._queue.get_nowait()
+            except queue.Empty:
+                if self._started:
+                    self._warn(f"Ray Data delivered nothing for {PATIENCE_S:.0f} s; reading step {step} directly")
+                return self._read(step, self._lead_steps)
+            if item is None or isinstance(item, BaseException):
+                self._queue = None
+                if item is not None:
+                    self._warn(f"Ray Data stopped ({type(item).__name__}: {item}); reading the rest directly")
+                break
+            self._started = True
+            first, rows = item
+            num_steps = len(rows) // self._rows_per_rank
+            if first + num_steps <= step:
+                continue  # this worker was faster
+            if first > step:
+                self._warn(f"Ray Data skipped from step {step} to {first}; reading directly")
+                return self._read(step, first - step)
+            if self._as_planned(first, num_steps, rows):
+                return _Chunk(first, num_steps, rows)
+            return self._read(step, first + num_steps - step)
+        return self._read(step, self._chunk_steps)
+
+    def _as_planned(self, first: int, num_steps: int, rows: RankRows) -> bool:
+        """Whether a block holds what the plan says; it may not after the plan has grown."""
+        expected = self._stream.sequences(first, num_steps)
+        real = rows.position >= 0
+        index = rows.position[real] - expected.start
+        return bool(
+            len(index)
+            and index.min() >= 0
+            and index.max() < len(expected.row)
+            and np.array_equal(rows.row[real], expected.row[index])
+            and np.array_equal(rows.domain[real], expected.domain[index])
+        )
+
+    def _read(self, step: int, num_steps: int) -> _Chunk:
+        num_steps = max(1, min(num_steps, self._stream.steps - step))
+        rows = self._stream.part(step, num_steps, rank=self._rank, rows_per_rank=self._rows_per_rank)
+        self.local_steps += num_steps
+        return _Chunk(step, num_steps, rows)

@@ -1,0 +1,180 @@
+"""The plan of a run: an append-only list of segments, from which `sequence(i)` is a pure function.
+
+A segment says from which global row on which integer weights hold, with which learning-rate factor and over which
+prefix of each domain's manifest. `plan.jsonl` holds one segment a line and is written before it is used; the order
+of the rows never depends on anything but (seed, plan, position).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nexus_ray.errors import DataError
+from nexus_ray.stream.mixture import cycle_ranks, fair_cycle
+from nexus_ray.stream.permute import Indices, RowOrder, key_of
+
+GROUP_TOKENS = 524_288
+"""Tokens of a permuted group: eight row groups of a token shard."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The prefix of a domain's training shards that a segment draws from."""
+
+    fingerprint: str
+    shards: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """From `start_row` on, for `rows` rows: `weights` rows of each domain in every `cycle`."""
+
+    stage: str
+    stage_index: int
+    attempt: int
+    start_row: int
+    rows: int
+    weights: dict[str, int]
+    cycle: int
+    replay: tuple[str, ...]
+    replay_ratio: float
+    manifests: dict[str, Source]
+    lr_factor: float = 1.0
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return tuple(self.weights.values())
+
+    def drawn(self, rows: int) -> dict[str, int]:
+        """Rows of each domain among the segment's first `rows`."""
+        cycles, rest = divmod(rows, self.cycle)
+        part = np.bincount(fair_cycle(self.counts)[:rest], minlength=len(self.weights))
+        return {name: cycles * count + int(extra) for (name, count), extra in zip(self.weights.items(), part)}
+
+    def to_line(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Segment:
+        values = dict(record)
+        values["manifests"] = {name: Source(**source) for name, source in values["manifests"].items()}
+        values["replay"] = tuple(values["replay"])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Rows `start ... start + n` of the stream: `domain[i]` indexes `domains`, `row[i]` is a row of that domain."""
+
+    start: int
+    domains: tuple[str, ...]
+    domain: NDArray[np.int16]
+    row: Indices
+    replayed: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Segments in order, without gaps, and the seed of the permutations."""
+
+    seed: int
+    seq_len: int
+    shuffle_window_rows: int
+    segments: tuple[Segment, ...] = field(default=())
+
+    def append(self, segments: Iterable[Segment]) -> Plan:
+        """The plan with more segments at its end."""
+        together = list(self.segments)
+        for segment in segments:
+            expected = together[-1].start_row + together[-1].rows if together else 0
+            if segment.start_row != expected:
+                raise DataError(f"plan: segment of stage {segment.stage!r} starts at row {segment.start_row}, not {expected}")
+            together.append(segment)
+        return Plan(self.seed, self.seq_len, self.shuffle_window_rows, tuple(together))
+
+    @property
+    def rows(self) -> int:
+        """Rows that the plan covers."""
+        return self.segments[-1].start_row + self.segments[-1].rows if self.segments else 0
+
+    @cached_property
+    def domains(self) -> tuple[str, ...]:
+        names: dict[str, None] = {}
+        for segment in self.segments:
+            names.update(dict.fromkeys(segment.weights))
+        return tuple(names)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [segment.start_row for segment in self.segments]
+
+    @cached_property
+    def _counters(self) -> list[dict[str, int]]:
+        """Per segment: the value of each domain's counter at its first row; a grown manifest starts a new count."""
+        out: list[dict[str, int]] = []
+        seen: dict[str, tuple[Source, int]] = {}
+        for segment in self.segments:
+            begin = {}
+            for name, drawn in segment.drawn(segment.rows).items():
+                source = segment.manifests[name]
+                before = seen[name][1] if name in seen and seen[name][0] == source else 0
+                begin[name] = before
+                seen[name] = (source, before + drawn)
+            out.append(begin)
+        return out
+
+    def order(self, name: str, source: Source) -> RowOrder:
+        """The row order of a domain: depends on the seed, the domain and the prefix it is drawn from, nothing else."""
+        group_rows = max(1, GROUP_TOKENS // self.seq_len)
+        return RowOrder(source.rows, group_rows, self.shuffle_window_rows, key_of(self.seed, name, source.fingerprint))
+
+    def sequences(self, start: int, stop: int) -> Sequences:
+        """Which domain and which row of it stands at each global position in [start, stop)."""
+        if not 0 <= start <= stop <= self.rows:
+            raise DataError(f"plan: rows {start}..{stop} asked for, but it covers 0..{self.rows}")
+        domain = np.empty(stop - start, dtype=np.int16)
+        row = np.empty(stop - start, dtype=np.int64)
+        replayed = np.zeros(stop - start, dtype=np.bool_)
+        index = {name: i for i, name in enumerate(self.domains)}
+        for number, segment in enumerate(self.segments):
+            low, high = max(start, segment.start_row), min(stop, segment.start_row + segment.rows)
+            if low >= high:
+                continue
+            local = np.arange(low - segment.start_row, high - segment.start_row)
+            cycles, inside = np.divmod(local, segment.cycle)
+            which = fair_cycle(segment.counts)[inside]
+            rank = cycle_ranks(segment.counts)[inside]
+            part = slice(low - start, high - start)
+            for i, (name, count) in enumerate(segment.weights.items()):
+                chosen = which == i
+                if not chosen.any():
+                    continue
+                counter = self._counters[number][name] + cycles[chosen] * count + rank[chosen]
+                row[part][chosen] = self.order(name, segment.manifests[name])(counter)
+                domain[part][chosen] = index[name]
+                replayed[part][chosen] = name in segment.replay
+        return Sequences(start, self.domains, domain, row, replayed)
+
+    def stage_rows(self, stage_index: int, attempt: int) -> tuple[int, int]:
+        """First and last-plus-one row of a stage's attempt."""
+        mine = [s for s in self.segments if (s.stage_index, s.attempt) == (stage_index, attempt)]
+        if not mine:
+            raise DataError(f"plan: no segment of stage {stage_index}, attempt {attempt}")
+        return mine[0].start_row, mine[-1].start_row + mine[-1].rows
+
+    def segment_at(self, row: int) -> Segment:
+        return self.segments[int(np.searchsorted(self._starts, row, side="right")) - 1]
+
+
+def parse_plan(lines: Sequence[str], *, seed: int, seq_len: int, shuffle_window_rows: int) -> Plan:
+    """The plan in the lines of a `plan.jsonl`."""
+    empty = Plan(seed, seq_len, shuffle_window_rows)
+    return empty.append(Segment.from_json(json.loads(line)) for line in lines if line.strip())

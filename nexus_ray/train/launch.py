@@ -1,0 +1,148 @@
+"""One stage as a Ray Train V2 run: the driver's side, with signals, restarts and the reason of a failure.
+
+Ray Train restarts the worker group when a worker dies; where training goes on is read from our own manifests, so Ray
+is never told about checkpoints and its own snapshot cannot brick a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from nexus_ray.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    NexusError,
+    TrainingError,
+)
+from nexus_ray.stream.loader import DATASET, PlanDataConfig, blocks_of_worker
+from nexus_ray.train import checkpoint as ckpt
+from nexus_ray.train.loop import STOP_FILE, StageJob, WorkerContext, run_worker
+
+KINDS = {kind.__name__: kind for kind in (CheckpointError, ConfigError, DataError, TrainingError)}
+
+
+def fit(job: StageJob, *, on_signal: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Run a stage on the connected Ray cluster; returns what rank 0 returned.
+
+    Raises Interrupted if the user asked to stop (a checkpoint was written), or the worker's NexusError.
+    """
+    import time
+
+    import ray.train
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    job = replace(job, called=time.time())
+    cluster = job.config.cluster
+    resources: dict[str, float] = {"CPU": float(cluster.cpus_per_worker or 1)}
+    if cluster.use_gpu:
+        resources["GPU"] = 1.0
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=1800),
+        scaling_config=ScalingConfig(
+            num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=f"{job.stage_index:02d}-{job.stage}-{job.attempt}-{time.time_ns():x}",
+            storage_path=job.run.child("control", "ray").uri,
+            failure_config=FailureConfig(max_failures=job.config.training.max_restarts),
+        ),
+        datasets={DATASET: _Nothing()} if job.stream is not None else None,
+        dataset_config=PlanDataConfig(job.stream, _NextStep(job)) if job.stream is not None else None,
+    )
+    with _stop_on_signals(job, on_signal):
+        result = _fit_in_thread(trainer).return_value
+    if result.get("error"):
+        raise KINDS.get(result["error"]["kind"], NexusError)(result["error"]["message"])
+    if result.get("interrupted"):
+        raise Interrupted(
+            f"stopped at step {result['step']} of stage {job.stage!r}, with a checkpoint; the same command goes on there"
+        )
+    return result
+
+
+def _worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """The function that Ray Train calls in every worker."""
+    import ray.train
+    import ray.train.torch
+
+    job: StageJob = settings["job"]
+    ray_context = ray.train.get_context()
+    context = WorkerContext(
+        rank=ray_context.get_world_rank(), world=ray_context.get_world_size(), device=ray.train.torch.get_device()
+    )
+    return run_worker(job, context=context, blocks=blocks_of_worker if job.stream is not None else None)
+
+
+class _Nothing:
+    """Stands in for a dataset: `PlanDataConfig` makes the real one, once the number of workers is known."""
+
+    def __call__(self) -> _Nothing:
+        return self
+
+
+class _NextStep:
+    """Where the data should begin: after the newest committed checkpoint."""
+
+    def __init__(self, job: StageJob) -> None:
+        self._folder = job.checkpoints
+
+    def __call__(self) -> int:
+        found = ckpt.committed(self._folder)
+        return found[0].info.step if found else 0
+
+
+def _fit_in_thread(trainer: Any) -> Any:
+    """`trainer.fit()` beside the main thread: Ray Train installs its own Ctrl-C handler only in the main one, and
+    that one would abort without a checkpoint."""
+    box: dict[str, Any] = {}
+
+    def target() -> None:
+        try:
+            box["result"] = trainer.fit()
+        except BaseException as error:  # raised again below, in the caller's thread
+            box["error"] = error
+
+    thread = threading.Thread(target=target, name="ray-train-fit", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=0.2)
+    if "error" in box:
+        raise box["error"]
+    return box["result"]
+
+
+@contextlib.contextmanager
+def _stop_on_signals(job: StageJob, on_signal: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask the workers to stop with a checkpoint; a second Ctrl-C ends at once."""
+    job.run.delete(*STOP_FILE)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def handler(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not asked:
+            asked = True
+            job.run.write_text(signal.Signals(number).name, *STOP_FILE)
+            on_signal()
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+        job.run.delete(*STOP_FILE)
