@@ -146,7 +146,8 @@ def check_address(address: str) -> None:
 def _unreachable(address: str, reason: str) -> ConfigError:
     return ConfigError(
         f"cluster.address={address!r}: no Ray cluster could be joined ({reason}); start one with `ray start --head`, "
-        "correct the address, or leave cluster.address and $RAY_ADDRESS unset to run on this machine alone"
+        "correct the address, or leave cluster.address and $RAY_ADDRESS unset to run on this machine alone "
+        "(a cluster with token authentication also wants RAY_AUTH_MODE=token and its token in RAY_AUTH_TOKEN)"
     )
 
 

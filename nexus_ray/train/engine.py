@@ -195,6 +195,10 @@ class Engine:
             self.engine.step()
         for group, value in zip(self.optimizer.param_groups, decay, strict=True):
             group["weight_decay"] = value
+        if self.stage < 3:
+            # DeepSpeed links moments to parameters after its first *group's* step, when later groups have none yet.
+            self.optimizer._hp_optimizer_states_linked = False
+            self.optimizer._lazy_init_hp_params_optimizer_state()
 
     def full_state_dict(self) -> dict[str, Tensor] | None:
         """Weights in full shape on rank 0 (None elsewhere), in the training precision."""
