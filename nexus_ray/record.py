@@ -8,7 +8,7 @@ import platform
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ class RunRecordWriter:
     def __init__(self, folder: Storage, config: RunConfig, fingerprint: str, *, existing: bool = False) -> None:
         self._folder = folder
         old = folder.read_json("run.json") if folder.exists("run.json") else {}
+        self._record: dict[str, Any] = old
         if existing:
-            self._record = old
             return
         commit, dirty = source_commit()
-        self._record: dict[str, Any] = {
+        self._record = {
             "name": config.name,
             "fingerprint": fingerprint,
             "commit": commit,
@@ -141,20 +141,20 @@ def _now() -> str:
 
 
 class MetricsTail:
-    """Hands each new line of a stage's metrics to a callback, from a thread, while the stage runs."""
+    """Hands each new line of a stage's metrics to callbacks, from a thread, while the stage runs."""
 
     def __init__(
         self,
         folder: Storage,
         stage_index: int,
         attempt: int,
-        callback: Callable[[dict[str, Any]], Any],
+        callbacks: Sequence[Callable[[dict[str, Any]], None]],
         *,
         stage: str | None = None,
         every_s: float = 0.5,
     ) -> None:
         self._folder, self._key, self._stage = folder, (stage_index, attempt), stage
-        self._callback, self._every_s = callback, every_s
+        self._callbacks, self._every_s = callbacks, every_s
         self._position = folder.size("metrics.jsonl") if folder.exists("metrics.jsonl") else 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="metrics-tail")
@@ -184,4 +184,5 @@ class MetricsTail:
             line = json.loads(raw)
             mine = (line["stage_index"], line["attempt"]) == self._key
             if mine and (self._stage is None or line["stage"] == self._stage):
-                self._callback(line)
+                for callback in self._callbacks:
+                    callback(line)

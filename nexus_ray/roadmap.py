@@ -51,7 +51,9 @@ def run_roadmap(
 ) -> RunOutcome:
     """Run, or go on with, all stages of a config on the connected Ray cluster.
 
-    `report` is called with the run's folder at the end, however it ends. Raises ConfigError if the run's folder belongs to another config, ForgettingError if the gate stops the run,
+    `report` is called with the run's folder at the end, however it ends.
+
+    Raises ConfigError if the run's folder belongs to another config, ForgettingError if the gate stops the run,
     Interrupted after a requested stop (a checkpoint was written).
     """
     config = resolve(config, detect_hardware())
@@ -237,12 +239,7 @@ class _Roadmap:
         began = time.time()
         with (
             self.tracker.stage(name, index) as track,
-            MetricsTail(
-                self.folder,
-                index,
-                attempt,
-                lambda line: (self.progress.update(line), track.log(line)),
-            ),
+            MetricsTail(self.folder, index, attempt, (self.progress.update, track.log)),
         ):
             self.progress.stage(name, stream.steps)
             result = fit(job, on_signal=self._say_stopping)
@@ -289,9 +286,9 @@ class _Roadmap:
                 pinned[name] = manifests[name].prefix(source.shards)
                 if pinned[name].fingerprint != source.fingerprint:
                     raise DataError(
-                        f"domain {name!r}: its training shards at {manifests[name].root} are not those that plan.jsonl "
-                        f"names (fingerprint {pinned[name].fingerprint} instead of {source.fingerprint}); restore them, "
-                        f"or start under another name"
+                        f"domain {name!r}: its training shards at {manifests[name].root} are not those that "
+                        f"plan.jsonl names (fingerprint {pinned[name].fingerprint} instead of {source.fingerprint}); restore "
+                        f"them, or start under another name"
                     )
         first, stop = self.plan.stage_rows(index, attempt)
         rows = config.training.rows_per_step
@@ -438,7 +435,7 @@ class _Roadmap:
                 domains=tuple(stage.domains),
             )
             self.progress.stage(job.stage, stream.steps)
-            with MetricsTail(self.folder, 0, 0, self.progress.update, stage=job.stage):
+            with MetricsTail(self.folder, 0, 0, (self.progress.update,), stage=job.stage):
                 result = fit(job)
             folder.write_json({"name": job.stage, "index": index, **result}, "stage.json")
             folder.delete("checkpoints")
@@ -458,7 +455,9 @@ class _Roadmap:
             raise ConfigError(f"name={self.config.name!r}: there is no run at {self.folder.uri}; train it first")
         found = find_prepared(self.config)
         if found is None:
-            raise ConfigError(f"storage={self.config.storage!r}: the prepared corpora are gone; run `nexus-ray prepare`")
+            raise ConfigError(
+                f"storage={self.config.storage!r}: the prepared corpora are gone; run `nexus-ray prepare`"
+            )
         self.data = found
         self.writer = RunRecordWriter(self.folder, self.config, self.fingerprint, existing=True)
         self._base_again()

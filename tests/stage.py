@@ -87,6 +87,7 @@ def make_job(config: RunConfig, manifests: Mapping[str, TokenManifest], *, stage
         plan = plan.append(stage_segments(stage_config(config, index), index, manifests, start_row=plan.rows))
     first, stop = plan.stage_rows(stage, 0)
     mine = stage_config(config, stage)
+    rows = mine.training.rows_per_step
     run = Storage(config.storage).child(config.name)
     names = [s.name for s in config.stages]
     before = run.child("stages", f"{stage - 1:02d}-{names[stage - 1]}", "checkpoints") if stage else None
@@ -101,7 +102,7 @@ def make_job(config: RunConfig, manifests: Mapping[str, TokenManifest], *, stage
         vocab_size=VOCAB,
         eos_id=0,
         hooks=hooks or NoHooks(),
-        stream=StageStream(plan, manifests, first, mine.training.rows_per_step, (stop - first) // mine.training.rows_per_step),
+        stream=StageStream(plan, manifests, first, rows, (stop - first) // rows),
         start_from=before,
     )
 

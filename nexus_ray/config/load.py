@@ -30,10 +30,13 @@ NO_INFLUENCE = (
     "report",
     "cluster.address",
     "cluster.worker_start_timeout_s",
+    "cluster.num_workers",
+    "cluster.cpus_per_worker",
     "training.checkpoint",
     "training.max_restarts",
 )
-"""Paths that change no number of a run, and so no fingerprint. Worker and thread counts do: they change rounding."""
+"""Paths that change no row and no update of a run, and so no fingerprint. Worker and thread counts change rounding
+only: a run may go on with others, and `run.json` and every line of the metrics say with which."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -49,7 +49,9 @@ class TokenReader:
             self._read_shard(self.manifest.shards[number], rows[chosen] - first, out, chosen)
         return out
 
-    def _read_shard(self, shard: Shard, rows: NDArray[np.int64], out: NDArray[np.int32], where: NDArray[np.int64]) -> None:
+    def _read_shard(
+        self, shard: Shard, rows: NDArray[np.int64], out: NDArray[np.int32], where: NDArray[np.int64]
+    ) -> None:
         width = self.seq_len + 1
         begin = rows * self.seq_len
         for low, high in _runs(begin, np.minimum(begin + width, shard.tokens)):
@@ -79,7 +81,9 @@ class TokenReader:
                 f"or set data.on_corrupt: quarantine to leave the shard out"
             ) from None
         buffer = buffer[low - groups[0] * ROW_GROUP_TOKENS : high - groups[0] * ROW_GROUP_TOKENS]
-        if buffer.size != high - low or (buffer.size and not 0 <= int(buffer.min()) <= int(buffer.max()) < self.manifest.vocab_size):
+        if buffer.size != high - low or (
+            buffer.size and not 0 <= int(buffer.min()) <= int(buffer.max()) < self.manifest.vocab_size
+        ):
             raise DataError(
                 f"token shard {path} of domain {self.manifest.domain!r} does not hold {high - low} tokens below "
                 f"{self.manifest.vocab_size} from token {low} on: it was cut short or made with another tokenizer. "

@@ -63,8 +63,7 @@ class ScoringHooks:
     def _score(self, model: nn.Module, context: WorkerContext, max_tokens: int) -> dict[str, DomainScore]:
         if max_tokens not in self._sets:
             self._sets[max_tokens] = {
-                name: HeldOutSet(manifest, self.seq_len, max_tokens)
-                for name, manifest in self.held_out.items()
+                name: HeldOutSet(manifest, self.seq_len, max_tokens) for name, manifest in self.held_out.items()
             }
 
         def all_reduce(values: torch.Tensor) -> None:

@@ -78,10 +78,7 @@ def _parts(
     per_step = config.training.rows_per_step
     edges = [config.training.steps * k // parts * per_step for k in range(parts + 1)]
     swing = min(ratio, 1 - ratio)  # falls from ratio + swing to ratio - swing; its mean is the replay ratio
-    return [
-        (edges[k], edges[k + 1], new, ratio + swing * (1 - Fraction(2 * k + 1, parts)))
-        for k in range(parts)
-    ]
+    return [(edges[k], edges[k + 1], new, ratio + swing * (1 - Fraction(2 * k + 1, parts))) for k in range(parts)]
 
 
 def _source(manifest: TokenManifest, seq_len: int) -> Source:
@@ -103,7 +100,7 @@ def _check_repetitions(config: RunConfig, stage: StageConfig, segments: list[Seg
         have = segments[0].manifests[name].rows
         if rows > config.data.max_repetitions * have:
             raise ConfigError(
-                f"data.max_repetitions={config.data.max_repetitions:g}: stage {stage.name!r} would read domain {name!r} "
-                f"{rows / have:.1f} times ({rows} rows drawn, {have} there). Lower training.token_budget or the "
+                f"data.max_repetitions={config.data.max_repetitions:g}: stage {stage.name!r} would read domain "
+                f"{name!r} {rows / have:.1f} times ({rows} rows drawn, {have} there). Lower training.token_budget or the "
                 f"domain's weight, add text, or raise data.max_repetitions to {-(-rows // have)}"
             )

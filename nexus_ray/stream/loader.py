@@ -96,9 +96,7 @@ def from_table(table: pa.Table) -> tuple[int, RankRows]:
     def column(name: str) -> Any:
         return table.column(name).to_numpy()
 
-    rows = RankRows(
-        flat.reshape(-1, width), column("position"), column("domain"), column("row"), column("replayed")
-    )
+    rows = RankRows(flat.reshape(-1, width), column("position"), column("domain"), column("row"), column("replayed"))
     return int(column("step")[0]), rows
 
 

@@ -43,7 +43,7 @@ def stage_counts(
     else:
         counts = {key: int(share * cycle) for key, share in shares.items()}
     merged: dict[str, int] = {}
-    for (_, name), count in counts.items():
+    for (_, name), count in sorted(counts.items(), key=lambda item: item[0][1]):  # not the order of a YAML file
         merged[name] = merged.get(name, 0) + count
     return merged, cycle
 

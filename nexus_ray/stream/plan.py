@@ -57,7 +57,9 @@ class Segment:
         """Rows of each domain among the segment's first `rows`."""
         cycles, rest = divmod(rows, self.cycle)
         part = np.bincount(fair_cycle(self.counts)[:rest], minlength=len(self.weights))
-        return {name: cycles * count + int(extra) for (name, count), extra in zip(self.weights.items(), part)}
+        return {
+            name: cycles * count + int(extra) for (name, count), extra in zip(self.weights.items(), part, strict=True)
+        }
 
     def to_line(self) -> str:
         return json.dumps(asdict(self))
@@ -96,7 +98,9 @@ class Plan:
         for segment in segments:
             expected = together[-1].start_row + together[-1].rows if together else 0
             if segment.start_row != expected:
-                raise DataError(f"plan: segment of stage {segment.stage!r} starts at row {segment.start_row}, not {expected}")
+                raise DataError(
+                    f"plan: segment of stage {segment.stage!r} starts at row {segment.start_row}, not {expected}"
+                )
             together.append(segment)
         return Plan(self.seed, self.seq_len, self.shuffle_window_rows, tuple(together))
 

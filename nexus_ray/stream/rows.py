@@ -81,9 +81,7 @@ class RankRows:
     replayed: NDArray[np.bool_]
 
     def __getitem__(self, part: slice) -> RankRows:
-        return RankRows(
-            self.tokens[part], self.position[part], self.domain[part], self.row[part], self.replayed[part]
-        )
+        return RankRows(self.tokens[part], self.position[part], self.domain[part], self.row[part], self.replayed[part])
 
     def __len__(self) -> int:
         return len(self.position)

@@ -120,7 +120,9 @@ def _sha256(folder: Storage, name: str) -> str:
 # --- saving --------------------------------------------------------------------------------------------------------
 
 
-def save(engine: Engine, folder: Storage, info: CheckpointInfo, *, rank: int, keep: int, protect: str = "") -> Checkpoint:
+def save(
+    engine: Engine, folder: Storage, info: CheckpointInfo, *, rank: int, keep: int, protect: str = ""
+) -> Checkpoint:
     """Write a checkpoint into `folder` (the stage's `checkpoints/`) and commit it; collective.
 
     Older checkpoints beyond `keep` are deleted after the commit.

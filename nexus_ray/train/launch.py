@@ -35,7 +35,6 @@ def fit(job: StageJob, *, on_signal: Callable[[], None] = lambda: None) -> dict[
     """
     import time
 
-    import ray.train
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -65,7 +64,8 @@ def fit(job: StageJob, *, on_signal: Callable[[], None] = lambda: None) -> dict[
         raise KINDS.get(result["error"]["kind"], NexusError)(result["error"]["message"])
     if result.get("interrupted"):
         raise Interrupted(
-            f"stopped at step {result['step']} of stage {job.stage!r}, with a checkpoint; the same command goes on there"
+            f"stopped at step {result['step']} of stage {job.stage!r}, with a checkpoint; "
+            f"the same command goes on there"
         )
     return result
 

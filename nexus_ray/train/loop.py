@@ -115,9 +115,7 @@ class _Stage:
                 job.stream,
                 rank=context.rank,
                 rows_per_rank=self.shape.rows_per_rank,
-                chunk_steps=steps_per_chunk(
-                    job.stream, rows_per_rank=self.shape.rows_per_rank, world=context.world
-                ),
+                chunk_steps=steps_per_chunk(job.stream, rows_per_rank=self.shape.rows_per_rank, world=context.world),
                 blocks=blocks,
                 warn=self._warn,
             )
@@ -149,7 +147,10 @@ class _Stage:
         if self.job.start_from is not None:
             before = ckpt.newest_valid(self.job.start_from, rank=rank, world=world, on_bad=self._warn)
             if before is None:
-                raise DataError(f"{self.job.start_from.uri} holds no valid checkpoint of the stage before; delete that stage's folder to train it again")
+                raise DataError(
+                    f"{self.job.start_from.uri} holds no valid checkpoint of the stage before; delete that stage's "
+                    f"folder to train it again"
+                )
         model = self._build()
         if own is not None:
             self._own_run(own)
@@ -238,7 +239,7 @@ class _Stage:
         asked = [float(targets_B.sum()), float(bool(watch and watch.asked)), float(save), float(fault is not None)]
         targets, stop, save_sum, faults = self.context.sum(torch.tensor(asked, dtype=torch.float64)).tolist()
         if faults:
-            raise next((DataError(text) for text in ckpt._gather(fault, self.context.world) if text))
+            raise next(DataError(text) for text in ckpt._gather(fault, self.context.world) if text)
         segment = stream.plan.segment_at(stream.first_row + step * stream.rows_per_step)
         weight_B = row_weights(
             torch.from_numpy(rows.replayed.copy()),
@@ -374,9 +375,7 @@ class _Stage:
             frozen_sha256=self.frozen,
             probe_loss=self._probe(),
         )
-        ckpt.save(
-            self.engine, self.job.checkpoints, info, rank=self.context.rank, keep=self.training.checkpoint.keep
-        )
+        ckpt.save(self.engine, self.job.checkpoints, info, rank=self.context.rank, keep=self.training.checkpoint.keep)
         self.saved_at, self.saved_step = time.monotonic(), step
 
     def _probe(self) -> float:
@@ -398,7 +397,9 @@ class _Stage:
         return {
             "steps": step,
             "train_seconds": round(time.time() - began, 2),
-            "time_to_first_step": None if self.first_step_at is None else round(self.first_step_at - self.job.called, 2),
+            "time_to_first_step": None
+            if self.first_step_at is None
+            else round(self.first_step_at - self.job.called, 2),
             "world_size": self.context.world,
             "parameters": sum(sizes.values()),
             "trainable_parameters": sum(size for name, size in sizes.items() if parameters[name].requires_grad),

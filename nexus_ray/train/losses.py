@@ -30,7 +30,7 @@ def weighted_sum(nll_BT: Tensor, weight_B: Tensor) -> Tensor:
 
 
 def domain_sums(nll_BT: Tensor, targets_B: Tensor, domain_B: Tensor, num_domains: int) -> Tensor:
-    """Per domain: nats, target tokens and rows, float64 [num_domains, 3]; rows with domain < 0 (padding) are left out."""
+    """Nats, target tokens and rows per domain, float64 [num_domains, 3]; padded rows (domain < 0) are left out."""
     sums = torch.zeros(num_domains, 3, dtype=torch.float64)
     kept = domain_B >= 0
     columns = (nll_BT.detach().double().sum(dim=1), targets_B.double(), torch.ones_like(targets_B).double())
