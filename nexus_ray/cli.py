@@ -57,13 +57,14 @@ def prepare(args: argparse.Namespace) -> int:
     config = _load(args)
     if args.dry_run:
         return _show_plan(config)
-    from nexus_ray.corpora.prepare import find_prepared
+    from nexus_ray.corpora.prepare import check_prepared, find_prepared
     from nexus_ray.corpora.prepare import prepare as build
 
     prepared = find_prepared(config)
     if prepared is None:
         with _started(config):
             prepared = build(config, progress=_say)
+    prepared = check_prepared(prepared, config.data.on_corrupt, progress=_say)
     for name, domain in prepared.domains.items():
         documents = f"{domain.train.documents:,} + {domain.held_out.documents:,} held-out documents"
         _say(f"{name}: {domain.train.tokens:,} training tokens in {documents} ({domain.source})")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from nexus_ray import __version__
 from nexus_ray.config import RunConfig, detect_hardware
 from nexus_ray.storage import Storage
 
@@ -68,6 +69,11 @@ class RunRecordWriter:
                 "held_out_documents": domain.held_out.documents,
                 "train": domain.train.fingerprint,
                 "held_out": domain.held_out.fingerprint,
+                "quarantined": [
+                    f"{manifest.split}/{file}"
+                    for manifest in (domain.train, domain.held_out)
+                    for file in manifest.quarantined
+                ],
                 "stats": dict(domain.stats),
             }
             for name, domain in prepared.domains.items()
@@ -96,7 +102,7 @@ def versions() -> dict[str, str]:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "unknown"
+            found[package] = __version__ if package == "nexus-ray" else "missing"
     return found
 
 

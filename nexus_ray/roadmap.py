@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 from nexus_ray.config import RunConfig, detect_hardware, fingerprint, resolve, stage_config, to_yaml
 from nexus_ray.config.tree import exact_fraction
-from nexus_ray.corpora.prepare import PreparedData, find_prepared, prepare
+from nexus_ray.corpora.prepare import PreparedData, PreparedDomain, check_prepared, find_prepared, prepare
+from nexus_ray.corpora.tokenizer import check_init_tokenizer
 from nexus_ray.errors import ConfigError, DataError, ForgettingError, Interrupted
 from nexus_ray.evaluate.hooks import ScoringHooks
 from nexus_ray.evaluate.scores import DomainScore, scores_from_bytes
@@ -28,7 +29,7 @@ from nexus_ray.stream.plan import Plan, parse_plan
 from nexus_ray.stream.rows import StageStream
 from nexus_ray.tracking import Tracker
 from nexus_ray.train.launch import fit
-from nexus_ray.train.loop import StageJob
+from nexus_ray.train.loop import StageJob, replayed_share
 
 SCRATCH = "scratch"
 """Folder, inside a run, of the from-scratch models that forward transfer is measured against."""
@@ -140,7 +141,7 @@ class _Roadmap:
         self.progress.message(f"run {self.config.name} ({self.fingerprint}) in {self.folder.uri}")
         self.data = self._prepare()
         self._read_plan()
-        self._check_lengths()
+        self._check_model()
         self.writer.data(self.data)
         self._base()
         for index in range(len(self.config.stages)):
@@ -152,8 +153,26 @@ class _Roadmap:
         return RunOutcome(self.folder, self.fingerprint, document, self.results)
 
     def _prepare(self) -> PreparedData:
-        found = find_prepared(self.config)
-        return found if found is not None else prepare(self.config, progress=self.progress.message)
+        say = self.progress.message
+        data = find_prepared(self.config) or prepare(self.config, progress=say)
+        data = check_prepared(data, self.config.data.on_corrupt, progress=say)
+        domains = {name: self._scored_before(domain) for name, domain in data.domains.items()}
+        return replace(data, domains=domains)
+
+    def _scored_before(self, domain: PreparedDomain) -> PreparedDomain:
+        """The domain with the held-out documents that this run's earlier scores are of, should it have grown since."""
+        known = self.folder.read_json("run.json").get("data", {}).get(domain.name, {}).get("held_out")
+        if known is None or known == domain.held_out.fingerprint:
+            return domain
+        for shards in range(len(domain.held_out.shards)):
+            before = domain.held_out.prefix(shards)
+            if before.fingerprint == known:
+                return replace(domain, held_out=before)
+        raise DataError(
+            f"domain {domain.name!r}: its held-out shards at {domain.held_out.root} are not those that this run's "
+            f"scores are of (fingerprint {domain.held_out.fingerprint} instead of {known}); restore them, or start "
+            f"under another name"
+        )
 
     def _read_plan(self) -> None:
         lines = self.folder.read_text("plan.jsonl").splitlines() if self.folder.exists("plan.jsonl") else []
@@ -164,9 +183,15 @@ class _Roadmap:
             shuffle_window_rows=self.config.data.shuffle_window_rows,
         )
 
-    def _check_lengths(self) -> None:
-        from nexus_ray.models.build import context_length
+    def _check_model(self) -> None:
+        """What would only fail in the workers otherwise, once they have started."""
+        from nexus_ray.models.build import apply_freeze, check_init_from, context_length, meta_model
 
+        check_init_tokenizer(self.config.model, self.data.tokenizer)
+        check_init_from(self.config.model, vocab_size=self.data.vocab_size)
+        for index in range(len(self.config.stages)):
+            if patterns := stage_config(self.config, index).training.freeze:
+                apply_freeze(meta_model(self.config.model, self.data.vocab_size), patterns)
         limit = context_length(self.config.model)
         if limit is not None and self.config.training.seq_len > limit:
             raise ConfigError(
@@ -250,7 +275,7 @@ class _Roadmap:
             "attempt": attempt,
             "tokens": result["steps"] * config.training.global_batch_tokens,
             "seconds": round(time.time() - began, 2),
-            "replay_ratio": config.continual.replay_ratio if stream.plan.segment_at(stream.first_row).replay else 0.0,
+            "replay_fraction": replayed_share(stream, result["steps"]),
             **result,
             "model": folder.child("model").uri,
         }
@@ -287,8 +312,8 @@ class _Roadmap:
                 if pinned[name].fingerprint != source.fingerprint:
                     raise DataError(
                         f"domain {name!r}: its training shards at {manifests[name].root} are not those that "
-                        f"plan.jsonl names (fingerprint {pinned[name].fingerprint} instead of {source.fingerprint}); restore "
-                        f"them, or start under another name"
+                        f"plan.jsonl names (fingerprint {pinned[name].fingerprint} instead of {source.fingerprint}); "
+                        f"restore them, or start under another name"
                     )
         first, stop = self.plan.stage_rows(index, attempt)
         rows = config.training.rows_per_step
@@ -458,7 +483,7 @@ class _Roadmap:
             raise ConfigError(
                 f"storage={self.config.storage!r}: the prepared corpora are gone; run `nexus-ray prepare`"
             )
-        self.data = found
+        self.data = check_prepared(found, self.config.data.on_corrupt, progress=self.progress.message)
         self.writer = RunRecordWriter(self.folder, self.config, self.fingerprint, existing=True)
         self._base_again()
         for index, stage in enumerate(self.config.stages):

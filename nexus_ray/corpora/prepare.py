@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from nexus_ray.corpora.tokenizer import (
 from nexus_ray.corpora.tokenizer import folder_name as tokenizer_folder_name
 from nexus_ray.corpora.tokens import base_fingerprint, plan_shards, write_shard
 from nexus_ray.corpora.tokens import folder_name as tokens_folder_name
+from nexus_ray.corpora.verify import check_tokenizer, usable
 from nexus_ray.errors import ConfigError, DataError
 from nexus_ray.storage import Storage
 
@@ -133,6 +134,26 @@ def prepare(config: RunConfig, *, progress: Progress = lambda message: None) -> 
     folder, tokenizer = _build_tokenizer(config, shared, documents, progress)
     drafts = _build_tokens(config, shared, documents, folder, tokenizer, progress)
     return _prepared(config, folder, tokenizer, documents, drafts)
+
+
+def check_prepared(data: PreparedData, on_corrupt: str, *, progress: Progress = lambda message: None) -> PreparedData:
+    """What of it can be read: `data.on_corrupt: stop` refuses a corrupt shard, `quarantine` sets it aside and says so.
+
+    Raises DataError naming the file, or the domain whose shards belong to another tokenizer.
+    """
+    domains = {}
+    for name, domain in data.domains.items():
+        for manifest in (domain.train, domain.held_out):
+            check_tokenizer(manifest, data.tokenizer_fingerprint)
+        train, held_out = usable(domain.train, on_corrupt), usable(domain.held_out, on_corrupt)
+        for manifest in (train, held_out):
+            if bad := manifest.quarantined:
+                left, split = len(manifest.shards), manifest.split
+                progress(
+                    f"warning: {name}: {len(bad)} corrupt {split} shards set aside ({', '.join(bad)}), {left} left"
+                )
+        domains[name] = replace(domain, train=train, held_out=held_out)
+    return replace(data, domains=domains)
 
 
 # --- documents ---------------------------------------------------------------------------------------------------

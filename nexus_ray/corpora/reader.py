@@ -77,8 +77,8 @@ class TokenReader:
             first = self.manifest.shards.index(shard)
             raise DataError(
                 f"token shard {path} of domain {self.manifest.domain!r} cannot be read near token {low} "
-                f"(shard {first}): {error}. Delete the folder {self.manifest.root} and prepare again, restore the file, "
-                f"or set data.on_corrupt: quarantine to leave the shard out"
+                f"(shard {first}): {error}. Delete the folder {self.manifest.root} and prepare again, restore the "
+                f"file, or set data.on_corrupt: quarantine (under another name) to leave the shard out"
             ) from None
         buffer = buffer[low - groups[0] * ROW_GROUP_TOKENS : high - groups[0] * ROW_GROUP_TOKENS]
         if buffer.size != high - low or (
@@ -109,10 +109,8 @@ def _runs(begin: NDArray[np.int64], end: NDArray[np.int64]) -> Iterator[tuple[in
 @lru_cache(maxsize=32)
 def _open(folder: str, file: str) -> pq.ParquetFile:
     storage = Storage(folder)
-    if storage.is_local:
-        return pq.ParquetFile(storage.path(file), memory_map=True, page_checksum_verification=True)
-    source = storage.filesystem.open_input_file(storage.path(file))
-    return pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
+    source = storage.filesystem.open_input_file(storage.path(file))  # no memory map: its pages would count as ours
+    return pq.ParquetFile(source, pre_buffer=not storage.is_local, page_checksum_verification=True)
 
 
 @lru_cache(maxsize=32)

@@ -17,6 +17,7 @@ from nexus_ray.config.tree import ModelConfig, RunConfig, TokenizerConfig
 from nexus_ray.corpora.documents import DocumentManifest, held_out_threshold, iter_documents, load_index
 from nexus_ray.corpora.manifest import MANIFEST_FILE, stable_hash
 from nexus_ray.errors import ConfigError, DataError
+from nexus_ray.hub import hub_answers
 from nexus_ray.storage import Storage
 
 EOS = "<|endoftext|>"
@@ -95,6 +96,31 @@ def find_tokenizer(folder: Storage) -> TokenizerManifest | None:
         return TokenizerManifest(**folder.read_json(MANIFEST_FILE))
     except (ValueError, TypeError) as error:
         raise DataError(f"{folder.path(MANIFEST_FILE)} cannot be used ({error}); delete {folder.uri}") from None
+
+
+def check_init_tokenizer(model: ModelConfig, tokenizer: Storage) -> None:
+    """Raise ConfigError if weights to start from came with another tokenizer than the one trained here.
+
+    A folder that holds no model is not judged: building the model says so.
+    """
+    if model.init_from is None or model.tokenizer.source != "train":
+        return
+    export = Storage(model.init_from)
+    if not export.exists("config.json"):
+        return
+    theirs = _digest(export) if export.exists("tokenizer.json") else "none"
+    ours = _digest(tokenizer)
+    if theirs != ours:
+        raise ConfigError(
+            f"model.init_from={model.init_from!r} came with another tokenizer than model.tokenizer.source='train' "
+            f"makes here (SHA-256 of tokenizer.json: {theirs} there, {ours} here), so its embeddings would stand for "
+            f"other tokens; set model.tokenizer: {{source: model}} to use the one it came with, or give "
+            f"model.tokenizer and the domains it is trained on as in the run that made it"
+        )
+
+
+def _digest(folder: Storage) -> str:
+    return hashlib.sha256(folder.read_bytes("tokenizer.json")).hexdigest()[:16]
 
 
 def build_tokenizer(
@@ -208,14 +234,21 @@ def _fetch_pretrained(model: ModelConfig) -> tuple[dict[str, bytes], str]:
 def _load_pretrained(model: ModelConfig, name: str) -> Any:
     from transformers import AutoTokenizer
 
+    cached_only = not Path(name).expanduser().is_dir() and not hub_answers()
     try:
         return AutoTokenizer.from_pretrained(
-            name, revision=model.revision or "main", trust_remote_code=model.trust_remote_code
+            name,
+            revision=model.revision or "main",
+            trust_remote_code=model.trust_remote_code,
+            local_files_only=cached_only,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         field = "model.source" if model.tokenizer.source == "model" else "model.tokenizer.source"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if cached_only:
+            reason = "the hub cannot be reached and the local cache does not hold it"
+        train = ", or set model.tokenizer.source: train" if model.source == "scratch" else ""
         raise ConfigError(
-            f"{field}: no tokenizer can be loaded from {name!r} ({reason}); give a directory with tokenizer.json, a "
-            f"hub id that can be reached, or set model.tokenizer.source: train"
+            f"{field}={name!r}: no tokenizer can be loaded ({reason}); give a directory with tokenizer.json, or "
+            f"a hub id (with the network, or from the cache){train}"
         ) from None

@@ -46,14 +46,17 @@ def verify_shard(manifest: TokenManifest, shard: Shard) -> None:
 
 
 def usable(manifest: TokenManifest, on_corrupt: str) -> TokenManifest:
-    """The manifest after the cheap checks: `stop` raises DataError at the first fault, `quarantine` leaves shards out.
+    """The manifest after checks: `stop` raises DataError at the first fault, `quarantine` leaves shards out.
 
-    What is left out is listed in `quarantined`. Raises DataError if nothing remains.
+    `stop` makes the cheap checks only (a damaged page stops the run when it is read); `quarantine` reads every shard
+    once, since a run's rows must be known before its first step. What is left out is listed in `quarantined`. Raises
+    DataError if nothing remains.
     """
     bad: dict[str, DataError] = {}
+    check = check_shard if on_corrupt == "stop" else verify_shard
     for shard in manifest.shards:
         try:
-            check_shard(manifest, shard)
+            check(manifest, shard)
         except DataError as error:
             if on_corrupt == "stop":
                 raise
@@ -101,5 +104,5 @@ def _first_bad_group(data: bytes) -> str:
 def _fault(manifest: TokenManifest, file: str, what: str) -> DataError:
     return DataError(
         f"{manifest.folder.path(file)} (domain {manifest.domain}) {what}; restore the file, delete {manifest.root} and "
-        f"prepare again, or set data.on_corrupt: quarantine to leave the shard out"
+        f"prepare again, or set data.on_corrupt: quarantine (under another name) to leave the shard out"
     )

@@ -7,12 +7,8 @@ Nothing here reaches the network for `model.source: scratch`, a directory, or wh
 from __future__ import annotations
 
 import re
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from nexus_ray.config.tree import Architecture, ModelConfig
 from nexus_ray.errors import ConfigError
+from nexus_ray.hub import hub_answers
 
 _RECURRENT = ("mamba", "rwkv", "recurrent_gemma", "xlstm")
 
@@ -50,6 +47,12 @@ def build_model(
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     return model
+
+
+def check_init_from(config: ModelConfig, *, vocab_size: int) -> None:
+    """Raise ConfigError if `model.init_from` is no model of the configured shape; reads no weights."""
+    if config.init_from is not None:
+        _check_same_shape(config, _load_config(config, "model.init_from", config.init_from), vocab_size)
 
 
 def llama_config(architecture: Architecture, *, vocab_size: int, eos_id: int | None = None) -> LlamaConfig:
@@ -205,25 +208,8 @@ def _hub_arguments(config: ModelConfig, field: str, source: str) -> dict[str, An
     return {
         "revision": (config.revision if field == "model.source" else None) or "main",
         "trust_remote_code": config.trust_remote_code,
-        "local_files_only": local or not _hub_answers(),
+        "local_files_only": local or not hub_answers(),
     }
-
-
-@lru_cache(maxsize=1)
-def _hub_answers() -> bool:
-    """Whether the hub can be reached at all, asked once: the hub's client would retry a dead network for 25 seconds."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return False
-    request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=5.0).close()
-    except urllib.error.HTTPError:
-        return True
-    except urllib.error.URLError as error:
-        return isinstance(error.reason, ssl.SSLError)  # it answers; whom to trust is the hub client's own business
-    except OSError:
-        return False
-    return True
 
 
 def _load_config(config: ModelConfig, field: str, source: str) -> PretrainedConfig:
@@ -263,7 +249,7 @@ def _check_source(field: str, source: str) -> None:
 
 
 def _unreadable(field: str, source: str, error: Exception) -> ConfigError:
-    if not Path(source).expanduser().is_dir() and not _hub_answers():
+    if not Path(source).expanduser().is_dir() and not hub_answers():
         reason = f"{huggingface_hub.constants.ENDPOINT} cannot be reached and the local cache does not hold it."
     else:
         reason = _first_line(error)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
+from itertools import pairwise
 
 from nexus_ray.config.tree import Curriculum, RunConfig, StageConfig, exact_fraction
 from nexus_ray.corpora.manifest import TokenManifest
 from nexus_ray.errors import ConfigError
-from nexus_ray.stream.mixture import stage_counts
+from nexus_ray.stream.mixture import MAX_CYCLE, stage_counts
 from nexus_ray.stream.plan import Segment, Source
 
 
@@ -75,10 +76,14 @@ def _parts(
     if config.continual.curriculum is Curriculum.SEQUENTIAL or not ratio:
         return [(0, rows, new, ratio)]
     parts = min(config.continual.progressive_steps, config.training.steps)
-    per_step = config.training.rows_per_step
-    edges = [config.training.steps * k // parts * per_step for k in range(parts + 1)]
-    swing = min(ratio, 1 - ratio)  # falls from ratio + swing to ratio - swing; its mean is the replay ratio
-    return [(edges[k], edges[k + 1], new, ratio + swing * (1 - Fraction(2 * k + 1, parts))) for k in range(parts)]
+    edges = [config.training.steps * k // parts * config.training.rows_per_step for k in range(parts + 1)]
+    swing = min(ratio, 1 - ratio)  # the ratio falls in a line from ratio + swing to ratio - swing; its mean is `ratio`
+    line = [edge * (ratio + swing - swing * edge / rows) for edge in edges]  # its integral: replayed rows up to each edge
+    counts = [round(after) - round(before) for before, after in pairwise(line)]  # whole rows, so that none accumulates
+    return [
+        (start, stop, new, Fraction(count, stop - start).limit_denominator(MAX_CYCLE // 2))
+        for (start, stop), count in zip(pairwise(edges), counts, strict=True)
+    ]
 
 
 def _source(manifest: TokenManifest, seq_len: int) -> Source:
@@ -93,11 +98,12 @@ def _source(manifest: TokenManifest, seq_len: int) -> Source:
 
 def _check_repetitions(config: RunConfig, stage: StageConfig, segments: list[Segment]) -> None:
     drawn: dict[str, int] = {}
+    sources = {name: source for segment in segments for name, source in segment.manifests.items()}
     for segment in segments:
         for name, rows in segment.drawn(segment.rows).items():
             drawn[name] = drawn.get(name, 0) + rows
     for name, rows in drawn.items():
-        have = segments[0].manifests[name].rows
+        have = sources[name].rows
         if rows > config.data.max_repetitions * have:
             raise ConfigError(
                 f"data.max_repetitions={config.data.max_repetitions:g}: stage {stage.name!r} would read domain "

@@ -59,6 +59,7 @@ class Feed:
         self._warn = warn
         self._chunk: _Chunk | None = None
         self._started = False
+        self._ahead: tuple[int, RankRows] | None = None  # a block whose steps are still to come
         self.waited_s = 0.0
         """Seconds spent waiting for data so far."""
         self.local_steps = 0
@@ -90,7 +91,7 @@ class Feed:
     def _next(self, step: int) -> _Chunk:
         while self._queue is not None:
             try:
-                item = self._queue.get(timeout=PATIENCE_S) if self._started else self._queue.get_nowait()
+                item = self._ahead or self._queue.get(block=self._started, timeout=PATIENCE_S)
             except queue.Empty:
                 if self._started:
                     self._warn(f"Ray Data delivered nothing for {PATIENCE_S:.0f} s; reading step {step} directly")
@@ -100,31 +101,27 @@ class Feed:
                 if item is not None:
                     self._warn(f"Ray Data stopped ({type(item).__name__}: {item}); reading the rest directly")
                 break
-            self._started = True
             first, rows = item
             num_steps = len(rows) // self._rows_per_rank
+            known, self._started, self._ahead = self._ahead is not None, True, None
             if first + num_steps <= step:
                 continue  # this worker was faster
             if first > step:
-                self._warn(f"Ray Data skipped from step {step} to {first}; reading directly")
-                return self._read(step, first - step)
+                self._ahead = item
+                if not known:
+                    self._warn(f"Ray Data skipped from step {step} to {first}; reading directly")
+                return self._read(step, min(first - step, self._chunk_steps))
             if self._as_planned(first, num_steps, rows):
                 return _Chunk(first, num_steps, rows)
             return self._read(step, first + num_steps - step)
         return self._read(step, self._chunk_steps)
 
     def _as_planned(self, first: int, num_steps: int, rows: RankRows) -> bool:
-        """Whether a block holds what the plan says; it may not after the plan has grown."""
-        expected = self._stream.sequences(first, num_steps)
-        real = rows.position >= 0
-        index = rows.position[real] - expected.start
-        return bool(
-            len(index)
-            and index.min() >= 0
-            and index.max() < len(expected.row)
-            and np.array_equal(rows.row[real], expected.row[index])
-            and np.array_equal(rows.domain[real], expected.domain[index])
-        )
+        """Whether a block holds what the plan gives this worker; it may not after the plan has grown."""
+        if first + num_steps > self._stream.steps:
+            return False
+        places = self._stream.places(first, num_steps, rank=self._rank, rows_per_rank=self._rows_per_rank)
+        return all(np.array_equal(getattr(rows, name), planned) for name, planned in places.items())
 
     def _read(self, step: int, num_steps: int) -> _Chunk:
         num_steps = max(1, min(num_steps, self._stream.steps - step))

@@ -100,6 +100,10 @@ def from_table(table: pa.Table) -> tuple[int, RankRows]:
     return int(column("step")[0]), rows
 
 
+def no_dataset() -> None:
+    """Stands in for a dataset: `PlanDataConfig` makes the real one, once the number of workers is known."""
+
+
 class PlanDataConfig(ray.train.DataConfig):
     """Tells Ray Train how the plan is spread over the workers that happen to be there."""
 

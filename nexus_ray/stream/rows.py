@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,20 +51,22 @@ class StageStream:
 
     def part(self, first_step: int, num_steps: int, *, rank: int, rows_per_rank: int) -> RankRows:
         """The rows of `num_steps` steps that a worker trains on: [num_steps * rows_per_rank, ...]."""
+        places = self.places(first_step, num_steps, rank=rank, rows_per_rank=rows_per_rank)
+        return RankRows(tokens=self.read(self.plan.domains, places["domain"], places["row"]), **places)
+
+    def places(self, first_step: int, num_steps: int, *, rank: int, rows_per_rank: int) -> dict[str, NDArray[Any]]:
+        """What `part` returns but for the tokens, which are not read: `position`, `domain`, `row`, `replayed`."""
         everything = self.sequences(first_step, num_steps)
         inside = np.arange(rank * rows_per_rank, (rank + 1) * rows_per_rank)
         steps = np.arange(num_steps)[:, None] * self.rows_per_step
         index = np.where(inside < self.rows_per_step, steps + inside, -1).ravel()
         real = index >= 0
-        domain = np.where(real, everything.domain[index], -1).astype(np.int16)
-        row = np.where(real, everything.row[index], 0)
-        return RankRows(
-            tokens=self.read(everything.domains, domain, row),
-            position=np.where(real, everything.start + index, -1),
-            domain=domain,
-            row=row,
-            replayed=real & everything.replayed[index],
-        )
+        return {
+            "position": np.where(real, everything.start + index, -1),
+            "domain": np.where(real, everything.domain[index], -1).astype(np.int16),
+            "row": np.where(real, everything.row[index], 0),
+            "replayed": real & everything.replayed[index],
+        }
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import shutil
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,68 +28,20 @@ from torch import Tensor, nn
 
 from nexus_ray.errors import CheckpointError
 from nexus_ray.storage import Storage
+from nexus_ray.train.committed import MANIFEST, Checkpoint, CheckpointInfo, committed, read_manifest
 from nexus_ray.train.engine import MOMENTS, Engine, full_shape
 
-MANIFEST = "MANIFEST.json"
 TAG = "deepspeed"
 
 
-@dataclass(frozen=True)
-class CheckpointInfo:
-    """What a manifest says besides its files."""
-
-    fingerprint: str
-    stage: str
-    stage_index: int
-    attempt: int
-    step: int
-    """Optimizer steps done in the stage; the next row is stage start + step x rows per step."""
-    world_size: int
-    zero_stage: int
-    precision: str
-    optimizer_step: int
-    """Updates that the Adam moments have seen."""
-    parameters: list[list[str]]
-    """Names of the trained parameters, per optimizer group, in order."""
-    frozen_sha256: str
-    probe_loss: float
-    """Loss in nats of fixed rows under the saved weights; checked again at load."""
-
-    def same_layout(self, engine: Engine) -> bool:
-        """Whether DeepSpeed can load the shards as they are."""
-        mine = (engine.shape.world, engine.stage, engine.training.precision)
-        return (self.world_size, self.zero_stage, self.precision) == mine
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    folder: Storage
-    info: CheckpointInfo
-    files: dict[str, dict[str, Any]]
-
-
 # --- finding -------------------------------------------------------------------------------------------------------
-
-
-def committed(folder: Storage) -> list[Checkpoint]:
-    """Checkpoints with a readable manifest, newest first."""
-    found = []
-    for name in folder.list():
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            found.append(_read(folder.child(name)))
-    return sorted(found, key=lambda checkpoint: (checkpoint.info.step, checkpoint.folder.uri), reverse=True)
-
-
-def _read(folder: Storage) -> Checkpoint:
-    record = folder.read_json(MANIFEST)
-    return Checkpoint(folder, CheckpointInfo(**record["info"]), record["files"])
 
 
 def newest_valid(folder: Storage, *, rank: int, world: int, on_bad: Any = lambda text: None) -> Checkpoint | None:
     """The newest checkpoint whose files all verify; each rank checks its share, all ranks get the same answer."""
     names = [checkpoint.folder.uri for checkpoint in committed(folder)] if rank == 0 else []
     for uri in _from_rank_zero(names, world):
-        checkpoint = _read(Storage(uri))
+        checkpoint = read_manifest(Storage(uri))
         fault = _fault(checkpoint, rank, world)
         faults = _gather(fault, world)
         if not any(faults):

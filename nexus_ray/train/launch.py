@@ -21,9 +21,10 @@ from nexus_ray.errors import (
     NexusError,
     TrainingError,
 )
-from nexus_ray.stream.loader import DATASET, PlanDataConfig, blocks_of_worker
-from nexus_ray.train import checkpoint as ckpt
-from nexus_ray.train.loop import STOP_FILE, StageJob, WorkerContext, run_worker
+from nexus_ray.stream.loader import DATASET, PlanDataConfig, no_dataset
+from nexus_ray.train.committed import NextStep
+from nexus_ray.train.loop import STOP_FILE, StageJob
+from nexus_ray.train.worker import pack, train_worker
 
 KINDS = {kind.__name__: kind for kind in (CheckpointError, ConfigError, DataError, TrainingError)}
 
@@ -44,8 +45,8 @@ def fit(job: StageJob, *, on_signal: Callable[[], None] = lambda: None) -> dict[
     if cluster.use_gpu:
         resources["GPU"] = 1.0
     trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"job": job},
+        train_worker,
+        train_loop_config=pack(job),
         torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=1800),
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
@@ -55,8 +56,8 @@ def fit(job: StageJob, *, on_signal: Callable[[], None] = lambda: None) -> dict[
             storage_path=job.run.child("control", "ray").uri,
             failure_config=FailureConfig(max_failures=job.config.training.max_restarts),
         ),
-        datasets={DATASET: _Nothing()} if job.stream is not None else None,
-        dataset_config=PlanDataConfig(job.stream, _NextStep(job)) if job.stream is not None else None,
+        datasets={DATASET: no_dataset} if job.stream is not None else None,
+        dataset_config=PlanDataConfig(job.stream, NextStep(job.checkpoints)) if job.stream is not None else None,
     )
     with _stop_on_signals(job, on_signal):
         result = _fit_in_thread(trainer).return_value
@@ -68,37 +69,6 @@ def fit(job: StageJob, *, on_signal: Callable[[], None] = lambda: None) -> dict[
             f"the same command goes on there"
         )
     return result
-
-
-def _worker(settings: dict[str, Any]) -> dict[str, Any]:
-    """The function that Ray Train calls in every worker."""
-    import ray.train
-    import ray.train.torch
-
-    job: StageJob = settings["job"]
-    ray_context = ray.train.get_context()
-    context = WorkerContext(
-        rank=ray_context.get_world_rank(), world=ray_context.get_world_size(), device=ray.train.torch.get_device()
-    )
-    return run_worker(job, context=context, blocks=blocks_of_worker if job.stream is not None else None)
-
-
-class _Nothing:
-    """Stands in for a dataset: `PlanDataConfig` makes the real one, once the number of workers is known."""
-
-    def __call__(self) -> _Nothing:
-        return self
-
-
-class _NextStep:
-    """Where the data should begin: after the newest committed checkpoint."""
-
-    def __init__(self, job: StageJob) -> None:
-        self._folder = job.checkpoints
-
-    def __call__(self) -> int:
-        found = ckpt.committed(self._folder)
-        return found[0].info.step if found else 0
 
 
 def _fit_in_thread(trainer: Any) -> Any:
@@ -125,8 +95,8 @@ def _fit_in_thread(trainer: Any) -> Any:
 def _stop_on_signals(job: StageJob, on_signal: Callable[[], None]) -> Iterator[None]:
     """Ctrl-C and SIGTERM ask the workers to stop with a checkpoint; a second Ctrl-C ends at once."""
     job.run.delete(*STOP_FILE)
-    if threading.current_thread() is not threading.main_thread():
-        yield
+    if job.stream is None or threading.current_thread() is not threading.main_thread():
+        yield  # nothing to save: Ctrl-C ends at once
         return
     asked = False
 

@@ -91,13 +91,16 @@ class StageJob:
         return self.folder.child("checkpoints")
 
 
-def run_worker(job: StageJob, *, context: WorkerContext, blocks: Callable[[], Any] | None) -> dict[str, Any]:
+def run_worker(
+    job: StageJob, *, context: WorkerContext, blocks: Callable[[], Any] | None, entered: float | None = None
+) -> dict[str, Any]:
     """Train a stage to its end, or to a requested stop; returns the stage's result.
 
+    `entered` is when this worker was called (Unix seconds), if that was before this module could be imported.
     A mistake that a restart would only repeat (NexusError) comes back as `{"error": ...}` instead of being raised.
     """
     try:
-        return _Stage(job, context, blocks).run()
+        return _Stage(job, context, blocks, entered).run()
     except NexusError as error:
         if os.environ.get("NEXUS_DEBUG"):
             traceback.print_exc()
@@ -105,8 +108,12 @@ def run_worker(job: StageJob, *, context: WorkerContext, blocks: Callable[[], An
 
 
 class _Stage:
-    def __init__(self, job: StageJob, context: WorkerContext, blocks: Callable[[], Any] | None) -> None:
+    def __init__(
+        self, job: StageJob, context: WorkerContext, blocks: Callable[[], Any] | None, entered: float | None
+    ) -> None:
         self.job, self.context = job, context
+        self.marks = {"entered": entered or time.time(), "imported": time.time()}
+        """Unix seconds of the milestones up to the first step."""
         self.config, self.training = job.config, job.config.training
         torch.set_num_threads(self.config.cluster.cpus_per_worker or 1)
         self.shape = BatchShape(self.training.rows_per_step, context.world, self.training.micro_batch_size)
@@ -120,7 +127,6 @@ class _Stage:
                 warn=self._warn,
             )
         self.optimizer_step = 0
-        self.first_step_at: float | None = None
 
     def _warn(self, text: str) -> None:
         print(f"nexus-ray: rank {self.context.rank}: {text}", flush=True)
@@ -142,6 +148,7 @@ class _Stage:
         """Build the engine in the newest state there is; the step where training goes on."""
         rank, world = self.context.rank, self.context.world
         import_deepspeed(use_gpu=self.config.cluster.use_gpu)
+        self.marks["deepspeed"] = time.time()
         own = ckpt.newest_valid(self.job.checkpoints, rank=rank, world=world, on_bad=self._warn)
         before = None
         if self.job.start_from is not None:
@@ -217,6 +224,7 @@ class _Stage:
         self.saved_at, self.saved_step = time.monotonic(), step
         watch = _StopWatch(job.run) if context.rank == 0 else None
         self.engine.engine.train()
+        self.marks["engine"] = time.time()
         while step < job.stream.steps:
             stop = self._step(step, watch)
             step += 1
@@ -233,6 +241,7 @@ class _Stage:
         assert stream is not None
         began = time.perf_counter()
         rows, fault = self._rows(step)
+        self.marks.setdefault("batch", time.time())
         decoded = decode_rows(rows.tokens).to(self.context.device)
         targets_B = (decoded.targets >= 0).sum(dim=1)
         save = step + 1 < stream.steps and self._save_due(step + 1)
@@ -265,8 +274,7 @@ class _Stage:
         if self.engine.grad_norm is not None and not np.isfinite(self.engine.grad_norm):
             raise self._not_finite("gradient norm", self.engine.grad_norm, step, sums, stream, lr)
         self.optimizer_step += 1
-        if self.first_step_at is None:
-            self.first_step_at = time.time()
+        self.marks.setdefault("step", time.time())
         self._record(step, sums, lr, batch_hash, time.perf_counter() - began)
         if save_sum and not stop:
             self._save(step + 1)
@@ -394,12 +402,12 @@ class _Stage:
         parameters = dict(self.engine.module.named_parameters())
         sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in parameters.items()}
         found = ckpt.committed(self.job.checkpoints) if self.job.stream is not None else []
+        timings = {name: round(at - self.job.called, 2) for name, at in self.marks.items()}
         return {
             "steps": step,
             "train_seconds": round(time.time() - began, 2),
-            "time_to_first_step": None
-            if self.first_step_at is None
-            else round(self.first_step_at - self.job.called, 2),
+            "time_to_first_step": timings.get("step"),
+            "timings": timings,
             "world_size": self.context.world,
             "parameters": sum(sizes.values()),
             "trainable_parameters": sum(size for name, size in sizes.items() if parameters[name].requires_grad),

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "nexus_ray"
 ORDER = (
     ("errors",),
     ("config",),
-    ("storage", "session"),
+    ("storage", "session", "hub"),
     ("corpora",),
     ("models",),
     ("stream",),

@@ -8,7 +8,7 @@ from typing import Any
 
 from nexus_ray.config.tree import HubSource
 from nexus_ray.corpora.sources.base import Item, RawDocument
-from nexus_ray.corpora.sources.records import record_text
+from nexus_ray.corpora.sources.records import cut, record_text
 from nexus_ray.errors import DataError
 
 _TIMEOUT_S = 15.0
@@ -53,7 +53,9 @@ class HubCorpus:
         for row, record in enumerate(dataset):
             place = f"{self.config.dataset}, shard {item.name}, row {row}"
             text = record_text(record, self.config.text_field, place, self.where)
-            yield RawDocument(text, {**origin, "shard": item.name, "index": row})
+            for part, piece in enumerate(pieces := cut(text, self.config.split_on)):
+                place_in = {"part": part} if len(pieces) > 1 else {}
+                yield RawDocument(piece, {**origin, "shard": item.name, "index": row, **place_in})
 
     def _revision(self) -> str:
         """The commit behind the configured revision; offline, the revision as it stands."""

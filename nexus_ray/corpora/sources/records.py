@@ -71,12 +71,14 @@ def decode(data: bytes, name: str) -> str:
 
 
 def _texts(data: bytes, name: str, split_on: str | None) -> Iterator[RawDocument]:
-    text = decode(data, name)
-    starts = [match.start() for match in re.finditer(split_on, text)] if split_on else []
-    borders = sorted({0, *starts, len(text)})
-    pieces = [text[a:b] for a, b in pairwise(borders)] or [text]
-    for index, piece in enumerate(pieces):
+    for index, piece in enumerate(cut(decode(data, name), split_on)):
         yield RawDocument(piece, {"file": name, "index": index})
+
+
+def cut(text: str, split_on: str | None) -> list[str]:
+    """The text cut where the regular expression matches, each match at the start of a piece."""
+    starts = [match.start() for match in re.finditer(split_on, text)] if split_on else []
+    return [text[a:b] for a, b in pairwise(sorted({0, *starts, len(text)}))] or [text]
 
 
 def _jsonl(file: BinaryIO, name: str, config: Any) -> Iterator[tuple[str, Any]]:

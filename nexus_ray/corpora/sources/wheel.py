@@ -138,6 +138,8 @@ def _reason(stderr: str) -> str:
         return f"{line}; install pip into this Python (python -m ensurepip)"
     if "connection" in stderr.lower() or "resolve" in stderr.lower():
         return f"{line}; the package index cannot be reached: check the network and the proxy, or set PIP_INDEX_URL"
+    if "is invalid" in stderr or "IncompleteRead" in stderr:
+        return f"{line.rstrip('.')}: the file is torn; run again, or mend it where the index keeps it"
     return f"{line}; check package and version (only wheels are taken, never source builds), or set PIP_INDEX_URL"
 
 

@@ -13,6 +13,7 @@ from nexus_ray.corpora.tokenizer import (
     EOS,
     TrainingPart,
     build_tokenizer,
+    check_init_tokenizer,
     find_tokenizer,
     folder_name,
     sample_texts,
@@ -82,11 +83,29 @@ def test_no_eos_is_refused(documents: DocumentManifest, tmp_path: Path) -> None:
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(
-        ConfigError, match=r"model.tokenizer.source: no tokenizer can be loaded from .*; give a directory"
+        ConfigError, match=r"model.tokenizer.source=.*: no tokenizer can be loaded .*; give a directory"
     ):
         build_tokenizer(model(str(tmp_path)), [], Storage(str(tmp_path / "copy")), progress=silent)
     with pytest.raises(ConfigError, match=r"model.source=scratch has no tokenizer; set model.tokenizer.source"):
         folder_name(model("model"), [])
+
+
+def test_weights_that_came_with_another_tokenizer(documents: DocumentManifest, tmp_path: Path) -> None:
+    parts = [TrainingPart(documents, 0.1)]
+    ours, export = Storage(str(tmp_path / "ours")), tmp_path / "model"
+    build_tokenizer(model(), parts, ours, progress=silent)
+    settings = model(init_from=str(export))
+    check_init_tokenizer(settings, ours)  # no model there: another check's business
+    export.mkdir()
+    (export / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"model.init_from=.*none there.*set model.tokenizer: {source: model}"):
+        check_init_tokenizer(settings, ours)
+    (export / "tokenizer.json").write_bytes(ours.read_bytes("tokenizer.json"))
+    check_init_tokenizer(settings, ours)
+    build_tokenizer(model(tokenizer={"vocab_size": 310}), parts, Storage(str(tmp_path / "theirs")), progress=silent)
+    (export / "tokenizer.json").write_bytes((tmp_path / "theirs" / "tokenizer.json").read_bytes())
+    with pytest.raises(ConfigError, match=r"came with another tokenizer than model.tokenizer.source='train' makes"):
+        check_init_tokenizer(settings, ours)
 
 
 def test_samples_are_even_bounded_and_never_held_out(documents: DocumentManifest) -> None:

@@ -72,6 +72,15 @@ def test_another_tokenizer(manifest: TokenManifest) -> None:
         check_shard(replace(manifest, tokenizer="other"), manifest.shards[0])
 
 
+def test_quarantine_reads_every_page(manifest: TokenManifest) -> None:
+    path = file_of(manifest, 1)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 0xFF
+    path.write_bytes(data)
+    assert usable(manifest, "stop") is manifest, "the run stops when it comes to the page"
+    assert usable(manifest, "quarantine").quarantined == ("tokens-00001.parquet",)
+
+
 def test_quarantine_sets_aside_and_counts(manifest: TokenManifest) -> None:
     file_of(manifest, 1).write_bytes(b"")
     with pytest.raises(DataError, match=r"tokens-00001.parquet"):

@@ -25,7 +25,7 @@ from tests.tiny import EOS_ID, VOCAB_SIZE, tiny_model, tiny_model_config
 
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_hub_answers", lambda: False)
+    monkeypatch.setattr(build, "hub_answers", lambda: False)
 
 
 @pytest.fixture

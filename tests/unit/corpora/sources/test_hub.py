@@ -68,5 +68,10 @@ def test_shards_are_streamed_at_the_resolved_commit(monkeypatch: pytest.MonkeyPa
     assert [document.text for document in documents] == ["0", "3", "6", "1", "4", "2", "5"]
     assert documents[0].provenance["revision"] == "c0ffee" and set(asked) == {"c0ffee"}
     assert source.credits == ("mit, cc0", "https://huggingface.co/datasets/someone/stories")
+    cut = HubCorpus("tales", CONFIG.model_copy(update={"split_on": "(?=x)"}))
+    monkeypatch.setattr(FakeStream, "__iter__", lambda self: iter([{"text": "axbxc"}, {"text": "d"}]))
+    pieces = list(cut.read(items[0]))
+    assert [piece.text for piece in pieces] == ["a", "xb", "xc", "d"]
+    assert [piece.provenance.get("part") for piece in pieces] == [0, 1, 2, None]
     limited = HubCorpus("tales", CONFIG.model_copy(update={"max_documents": 5}))
     assert [item.name for item in limited.items()] == ["0/1"]

@@ -1,0 +1,39 @@
+"""The function that Ray Train calls in every training worker.
+
+It and its argument pass through Ray Train's controller, which would import whatever they name before it starts the
+workers: so the job travels as bytes, and PyTorch, transformers and the loop are imported here, in the worker.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nexus_ray.train.loop import StageJob
+
+
+def pack(job: StageJob) -> dict[str, bytes]:
+    """The argument of `train_worker`."""
+    from ray import cloudpickle
+
+    return {"job": cloudpickle.dumps(job)}
+
+
+def train_worker(settings: dict[str, bytes]) -> dict[str, Any]:
+    """Run a stage's job in this worker; rank 0's result is that of the stage."""
+    entered = time.time()
+    import ray.train
+    import ray.train.torch
+    from ray import cloudpickle
+
+    job: StageJob = cloudpickle.loads(settings["job"])
+    from nexus_ray.stream.loader import blocks_of_worker
+    from nexus_ray.train.loop import WorkerContext, run_worker
+
+    here = ray.train.get_context()
+    context = WorkerContext(
+        rank=here.get_world_rank(), world=here.get_world_size(), device=ray.train.torch.get_device()
+    )
+    blocks = blocks_of_worker if job.stream is not None else None
+    return run_worker(job, context=context, blocks=blocks, entered=entered)
