@@ -49,23 +49,23 @@ class FinalWeights:
         digest = hashlib.sha256()
         for name in sorted(state):
             digest.update(state[name].float().cpu().numpy().tobytes())
-        groups = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
-        return {"weights": digest.hexdigest(), "groups": groups}
+        return {"weights": digest.hexdigest(), "settings": engine.settings()}
 
 
 # --- configs, data, jobs ----------------------------------------------------------------------------------------------
 
 
 def tiny_config(root: Path, *, name: str = "run", stages: int = 1, rows: int = ROWS, **overrides: Any) -> RunConfig:
-    """Two or three domains, a two-block Llama of width 32, eight steps of `rows` rows of 32 tokens.
+    """Two or three domains, a two-block Llama of width 64, eight steps of `rows` rows of 32 tokens.
 
+    The model is the smallest in which ZeRO-3 cuts some parameters and, below its threshold, leaves others whole.
     Keyword arguments replace values by dotted path (`training__zero_stage=2`). Every checkpoint is kept.
     """
     names = ["one", "two", "three"][: max(2, stages)]
     data = {
         "name": name,
         "storage": str(root / "runs"),
-        "model": {"architecture": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_seq_len": 64}},
+        "model": {"architecture": {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "max_seq_len": 64}},
         "domains": {n: {"source": {"kind": "files", "paths": ["unused"]}} for n in names},
         "stages": [{"name": n, "domains": {n: 1.0}} for n in names[:stages]],
         "training": {
@@ -153,8 +153,8 @@ def column(config: RunConfig, key: str, stage: int = 0) -> list[Any]:
 
 def checkpoints(config: RunConfig, stage: int = 0) -> dict[int, Path]:
     """Folders of a stage's committed checkpoints, by step."""
-    places = (stage_folder(config, stage) / "checkpoints").iterdir()
-    return {manifest(place)["step"]: place for place in sorted(places) if (place / "MANIFEST.json").exists()}
+    manifests = (stage_folder(config, stage) / "checkpoints").glob("*/MANIFEST.json")
+    return {manifest(file.parent)["step"]: file.parent for file in sorted(manifests)}
 
 
 def manifest(checkpoint: Path) -> dict[str, Any]:
@@ -219,11 +219,10 @@ class Workers:
         return result
 
     def close(self) -> None:
-        for pipe in self._pipes:
-            pipe.close()
         for process in self._processes:
-            process.join(timeout=10)
-            process.kill()
+            process.kill()  # they hold nothing, and saying goodbye to each other takes them seconds
+        for process in self._processes:
+            process.join()
 
     def __enter__(self) -> Workers:
         return self

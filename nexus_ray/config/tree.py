@@ -366,7 +366,7 @@ class DataConfig(Section):
     shard_tokens: int = Field(16_777_216, ge=1024)
     """Tokens of one token shard, about."""
     shuffle_window_rows: int = Field(8192, ge=1)
-    """Rows inside which the second level of the permutation shuffles (bounds memory)."""
+    """Rows inside which the second level of the permutation shuffles; at most 2,097,152 tokens (bounds memory)."""
 
 
 class WandbConfig(Section):

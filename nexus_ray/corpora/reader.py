@@ -9,13 +9,11 @@ Wire format of a row (int32, S + 1 wide): t >= 0 continues a document, ~t (= -t 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from nexus_ray.corpora.manifest import ROW_GROUP_TOKENS, Shard, TokenManifest
@@ -23,6 +21,11 @@ from nexus_ray.errors import DataError
 from nexus_ray.storage import Storage
 
 PAD = np.int32(np.iinfo(np.int32).min)
+CACHE_GROUPS = 160
+"""Row groups (of 256 KiB) that a process keeps: the windows in which a mixture of a few domains is shuffled."""
+PIECE_TOKENS = 2**20
+"""Tokens read in one go, about."""
+_CACHE: dict[tuple[str, str, int, int], NDArray[np.int32]] = {}
 
 
 class TokenReader:
@@ -34,19 +37,25 @@ class TokenReader:
         rows = [shard.rows(seq_len) for shard in manifest.shards]
         self._ends = np.cumsum(np.asarray(rows, dtype=np.int64))
         self._folder = manifest.folder
+        self._piece = max(1, PIECE_TOKENS // seq_len)
 
     @property
     def num_rows(self) -> int:
         return int(self._ends[-1]) if self._ends.size else 0
 
-    def read(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
-        """The rows, in the order asked for: [n, seq_len + 1] in the wire format."""
-        out = np.full((len(rows), self.seq_len + 1), PAD, dtype=np.int32)
+    def read(
+        self, rows: NDArray[np.int64], out: NDArray[np.int32] | None = None, where: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int32]:
+        """The rows, in the order asked for: [n, seq_len + 1] in the wire format, or in the rows `where` of `out`."""
+        out = np.empty((len(rows), self.seq_len + 1), dtype=np.int32) if out is None else out
+        where = np.arange(len(rows)) if where is None else where
         shard_of = np.searchsorted(self._ends, rows, side="right")
-        for number in np.unique(shard_of):
-            chosen = np.flatnonzero(shard_of == number)
-            first = int(self._ends[number - 1]) if number else 0
-            self._read_shard(self.manifest.shards[number], rows[chosen] - first, out, chosen)
+        for low in range(0, len(rows), self._piece):  # in order, so that what is kept is what comes next
+            piece = slice(low, low + self._piece)
+            for number in np.unique(shard_of[piece]):
+                chosen = low + np.flatnonzero(shard_of[piece] == number)
+                first = int(self._ends[number - 1]) if number else 0
+                self._read_shard(self.manifest.shards[number], rows[chosen] - first, out, where[chosen])
         return out
 
     def _read_shard(
@@ -54,24 +63,45 @@ class TokenReader:
     ) -> None:
         width = self.seq_len + 1
         begin = rows * self.seq_len
-        for low, high in _runs(begin, np.minimum(begin + width, shard.tokens)):
-            buffer = self._tokens(shard, low, high)
-            inside = np.flatnonzero((begin >= low) & (begin < high))
-            whole = inside[begin[inside] + width <= shard.tokens]
-            if whole.size:
-                out[where[whole]] = sliding_window_view(buffer, width)[begin[whole] - low]
-            for i in np.setdiff1d(inside, whole):
-                rest = buffer[begin[i] - low :]
-                out[where[i], : rest.size] = rest
+        end = np.minimum(begin + width, shard.tokens)
+        first, last = begin // ROW_GROUP_TOKENS, (end - 1) // ROW_GROUP_TOKENS
+        groups = self._groups(shard, np.unique(np.concatenate([first, last])).tolist())
+        simple = (first == last) & (end == begin + width)
+        for number, tokens in groups.items():
+            inside = np.flatnonzero(simple & (first == number))
+            if inside.size:
+                at = begin[inside] - number * ROW_GROUP_TOKENS
+                shape = (tokens.size - width + 1, width)  # every row that could be: a view, made in a microsecond
+                out[where[inside]] = np.ndarray(shape, np.int32, tokens, strides=(4, 4))[at]
+        for i in np.flatnonzero(~simple):  # a row at the border of two row groups, or a shard's last
+            out[where[i]] = PAD
+            for number in range(int(first[i]), int(last[i]) + 1):
+                tokens, at = groups.get(number), number * ROW_GROUP_TOKENS
+                if tokens is None:
+                    tokens = self._groups(shard, [number])[number]
+                start, low, high = int(begin[i]), max(int(begin[i]), at), min(int(end[i]), at + tokens.size)
+                out[where[i], low - start : high - start] = tokens[low - at : high - at]
 
-    def _tokens(self, shard: Shard, low: int, high: int) -> NDArray[np.int32]:
-        """Tokens [low, high) of a shard; the first token of each document is stored as its complement."""
-        path = self._folder.path(shard.file)
+    def _groups(self, shard: Shard, numbers: list[int]) -> dict[int, NDArray[np.int32]]:
+        """Row groups of a shard by number; the first token of each document is stored as its complement."""
+        keys = {number: (self._folder.uri, shard.file, shard.tokens, number) for number in numbers}
+        found = {number: _CACHE[key] for number, key in keys.items() if key in _CACHE}
+        missing = [number for number in numbers if number not in found]
+        if missing:
+            found |= zip(missing, self._load(shard, missing), strict=True)
+        for number, key in keys.items():
+            _CACHE[key] = _CACHE.pop(key, found[number])  # to the end: the one used longest ago goes first
+        while len(_CACHE) > CACHE_GROUPS:
+            del _CACHE[next(iter(_CACHE))]
+        return {number: found[number] for number in numbers}
+
+    def _load(self, shard: Shard, numbers: list[int]) -> list[NDArray[np.int32]]:
+        path, low = self._folder.path(shard.file), numbers[0] * ROW_GROUP_TOKENS
         try:
             file = _open(self._folder.uri, shard.file)
-            groups = range(low // ROW_GROUP_TOKENS, (high - 1) // ROW_GROUP_TOKENS + 1)
-            column = file.read_row_groups(list(groups), columns=["tokens"], use_threads=False).column(0)
-            buffer = np.concatenate([chunk.to_numpy(zero_copy_only=True) for chunk in column.chunks])
+            column = file.read_row_groups(numbers, columns=["tokens"], use_threads=False).column(0)
+            parts = [chunk.to_numpy(zero_copy_only=True) for chunk in column.chunks]
+            flat = parts[0] if len(parts) == 1 else np.concatenate(parts)
             starts = _offsets(self._folder.uri, shard.table)
         except (OSError, pa.ArrowException) as error:
             first = self.manifest.shards.index(shard)
@@ -80,30 +110,19 @@ class TokenReader:
                 f"(shard {first}): {error}. Delete the folder {self.manifest.root} and prepare again, restore the "
                 f"file, or set data.on_corrupt: quarantine (under another name) to leave the shard out"
             ) from None
-        buffer = buffer[low - groups[0] * ROW_GROUP_TOKENS : high - groups[0] * ROW_GROUP_TOKENS]
-        if buffer.size != high - low or (
-            buffer.size and not 0 <= int(buffer.min()) <= int(buffer.max()) < self.manifest.vocab_size
-        ):
+        sizes = [min(ROW_GROUP_TOKENS, shard.tokens - number * ROW_GROUP_TOKENS) for number in numbers]
+        if flat.size != sum(sizes) or not 0 <= int(flat.min()) <= int(flat.max()) < self.manifest.vocab_size:
             raise DataError(
-                f"token shard {path} of domain {self.manifest.domain!r} does not hold {high - low} tokens below "
+                f"token shard {path} of domain {self.manifest.domain!r} does not hold {sum(sizes)} tokens below "
                 f"{self.manifest.vocab_size} from token {low} on: it was cut short or made with another tokenizer. "
                 f"Delete the folder {self.manifest.root} and prepare again"
             )
-        marks = starts[np.searchsorted(starts, low) : np.searchsorted(starts, high)] - low
-        buffer[marks] = ~buffer[marks]
-        return buffer
-
-
-def _runs(begin: NDArray[np.int64], end: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Merged token ranges that cover all rows, with gaps below one row group filled in."""
-    order = np.argsort(begin, kind="stable")
-    low, high = int(begin[order[0]]), int(end[order[0]])
-    for i in order[1:]:
-        if int(begin[i]) > high + ROW_GROUP_TOKENS:
-            yield low, high
-            low = int(begin[i])
-        high = max(high, int(end[i]))
-    yield low, high
+        groups = [part.copy() for part in np.split(flat, np.cumsum(sizes)[:-1])]  # each lives and dies on its own
+        for number, group in zip(numbers, groups, strict=True):
+            at = number * ROW_GROUP_TOKENS
+            marks = starts[np.searchsorted(starts, at) : np.searchsorted(starts, at + group.size)] - at
+            group[marks] = ~group[marks]
+        return groups
 
 
 @lru_cache(maxsize=32)

@@ -112,7 +112,8 @@ class ScoringHooks:
         state = engine.full_state_dict()
         if context.rank == 0:
             if self.folder.is_local:
-                export_model(engine.module, tokenizer_dir, self.folder.local_path / "model", state_dict=state)
+                with self.folder.write_errors():
+                    export_model(engine.module, tokenizer_dir, self.folder.local_path / "model", state_dict=state)
             else:
                 with tempfile.TemporaryDirectory(prefix="nexus-export-") as place:
                     out = export_model(engine.module, tokenizer_dir, Path(place) / "model", state_dict=state)

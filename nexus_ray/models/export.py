@@ -6,11 +6,16 @@ Invariant: the folder appears whole or not at all (written beside, renamed last)
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from nexus_ray.models.build import no_progress_bars
 
@@ -36,13 +41,24 @@ def export_model(
     shutil.rmtree(beside, ignore_errors=True)
     weights = _cast(inner.state_dict() if state_dict is None else state_dict, dtype)
     saved_as = next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
-    with no_progress_bars():
+    with no_progress_bars(), _os_errors():
         inner.save_pretrained(beside, state_dict=weights)  # empties `weights` as it goes
     shutil.copytree(tokenizer_dir, beside, ignore=shutil.ignore_patterns(*_NOT_TOKENIZER), dirs_exist_ok=True)
     _record_dtype(beside / "config.json", saved_as)
     shutil.rmtree(out_dir, ignore_errors=True)
     beside.rename(out_dir)
     return out_dir
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """The OSError behind what safetensors reports of a failed write."""
+    try:
+        yield
+    except SafetensorError as error:
+        if found := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        raise
 
 
 def _cast(state_dict: dict[str, torch.Tensor], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:

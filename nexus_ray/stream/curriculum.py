@@ -78,7 +78,7 @@ def _parts(
     parts = min(config.continual.progressive_steps, config.training.steps)
     edges = [config.training.steps * k // parts * config.training.rows_per_step for k in range(parts + 1)]
     swing = min(ratio, 1 - ratio)  # the ratio falls in a line from ratio + swing to ratio - swing; its mean is `ratio`
-    line = [edge * (ratio + swing - swing * edge / rows) for edge in edges]  # its integral: replayed rows up to each edge
+    line = [edge * (ratio + swing - swing * edge / rows) for edge in edges]  # its integral: rows replayed before
     counts = [round(after) - round(before) for before, after in pairwise(line)]  # whole rows, so that none accumulates
     return [
         (start, stop, new, Fraction(count, stop - start).limit_denominator(MAX_CYCLE // 2))
@@ -107,6 +107,6 @@ def _check_repetitions(config: RunConfig, stage: StageConfig, segments: list[Seg
         if rows > config.data.max_repetitions * have:
             raise ConfigError(
                 f"data.max_repetitions={config.data.max_repetitions:g}: stage {stage.name!r} would read domain "
-                f"{name!r} {rows / have:.1f} times ({rows} rows drawn, {have} there). Lower training.token_budget or the "
-                f"domain's weight, add text, or raise data.max_repetitions to {-(-rows // have)}"
+                f"{name!r} {rows / have:.1f} times ({rows} rows drawn, {have} there). Lower training.token_budget or "
+                f"the domain's weight, add text, or raise data.max_repetitions to {-(-rows // have)}"
             )

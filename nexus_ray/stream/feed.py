@@ -17,7 +17,7 @@ import numpy as np
 
 from nexus_ray.stream.rows import RankRows, StageStream
 
-CHUNK_BYTES = 4 * 2**20
+CHUNK_BYTES = 16 * 2**20
 """Size of one worker's block of rows, about."""
 MAX_BLOCKS = 20_000
 LEAD_BYTES = 2**18

@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 import ray.data
 import ray.train
-from ray.data import ExecutionOptions
+from ray.data import ExecutionOptions, ExecutionResources
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
@@ -23,6 +23,8 @@ from nexus_ray.stream.feed import steps_per_chunk
 from nexus_ray.stream.rows import RankRows, StageStream
 
 DATASET = "train"
+BLOCKS_AHEAD = 8
+"""Blocks per worker that Ray Data holds, about, in the making or ready."""
 
 
 class PlanSource(Datasource):
@@ -31,6 +33,7 @@ class PlanSource(Datasource):
     def __init__(self, stream: StageStream, *, first_step: int, world: int, chunk_steps: int) -> None:
         self._stream = stream
         self._rows_per_rank = -(-stream.rows_per_step // world)
+        self.block_bytes = self._bytes(chunk_steps)
         self._work = [
             (step, min(chunk_steps, stream.steps - step), rank)
             for step in range(first_step, stream.steps, chunk_steps)
@@ -127,12 +130,19 @@ class PlanDataConfig(ray.train.DataConfig):
             chunk_steps=steps_per_chunk(self._stream, rows_per_rank=rows_per_rank, world=world_size),
         )
         dataset = ray.data.read_datasource(source, override_num_blocks=len(source))
-        dataset.context.execution_options = ExecutionOptions(preserve_order=True)
+        dataset.context.execution_options = ExecutionOptions(
+            preserve_order=True,
+            resource_limits=ExecutionResources(object_store_memory=BLOCKS_AHEAD * world_size * source.block_bytes),
+        )
         return [{DATASET: split} for split in dataset.streaming_split(world_size, equal=True)]
 
 
 def blocks_of_worker() -> Iterator[tuple[int, RankRows]]:
     """The calling training worker's blocks, in order."""
-    shard = ray.train.get_dataset_shard(DATASET)
+    return blocks_of(ray.train.get_dataset_shard(DATASET))
+
+
+def blocks_of(shard: ray.data.DataIterator) -> Iterator[tuple[int, RankRows]]:
+    """The blocks of one worker's shard of the dataset, in order."""
     for table in shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
         yield from_table(table)

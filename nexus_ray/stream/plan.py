@@ -22,6 +22,8 @@ from nexus_ray.stream.permute import Indices, RowOrder, key_of
 
 GROUP_TOKENS = 524_288
 """Tokens of a permuted group: eight row groups of a token shard."""
+WINDOW_TOKENS = 4 * GROUP_TOKENS
+"""Most tokens that rows are shuffled inside: a reader holds a window of every domain, whatever the sequence length."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ class Plan:
     def order(self, name: str, source: Source) -> RowOrder:
         """The row order of a domain: depends on the seed, the domain and the prefix it is drawn from, nothing else."""
         group_rows = max(1, GROUP_TOKENS // self.seq_len)
-        return RowOrder(source.rows, group_rows, self.shuffle_window_rows, key_of(self.seed, name, source.fingerprint))
+        window_rows = min(self.shuffle_window_rows, max(1, WINDOW_TOKENS // self.seq_len))
+        return RowOrder(source.rows, group_rows, window_rows, key_of(self.seed, name, source.fingerprint))
 
     def sequences(self, start: int, stop: int) -> Sequences:
         """Which domain and which row of it stands at each global position in [start, stop)."""

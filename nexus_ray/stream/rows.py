@@ -38,10 +38,11 @@ class StageStream:
 
     def read(self, domains: tuple[str, ...], domain: NDArray[np.int16], row: NDArray[np.int64]) -> NDArray[np.int32]:
         """Tokens of rows in the wire format, [n, seq_len + 1]; a domain below 0 gives a padded row."""
-        out = np.full((len(row), self.plan.seq_len + 1), PAD, dtype=np.int32)
+        out = np.empty((len(row), self.plan.seq_len + 1), dtype=np.int32)
+        out[domain < 0] = PAD
         for index in np.unique(domain[domain >= 0]):
             chosen = np.flatnonzero(domain == index)
-            out[chosen] = self._reader(domains[index]).read(row[chosen])
+            self._reader(domains[index]).read(row[chosen], out, chosen)
         return out
 
     def _reader(self, name: str) -> TokenReader:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -32,6 +33,8 @@ from nexus_ray.train.committed import MANIFEST, Checkpoint, CheckpointInfo, comm
 from nexus_ray.train.engine import MOMENTS, Engine, full_shape
 
 TAG = "deepspeed"
+FULL_BYTES = 1 << 24
+"""A write that failed with less disk than this left has failed for want of it."""
 
 
 # --- finding -------------------------------------------------------------------------------------------------------
@@ -82,10 +85,26 @@ def save(
     world = engine.shape.world
     name = _from_rank_zero(f"step-{info.step:08d}-{secrets.token_hex(3)}" if rank == 0 else None, world)
     target = folder.child(name)
+    with target.write_errors():
+        files = _write_part(engine, target, rank)
+    everything = {key: value for share in _gather(files, world) for key, value in share.items()}
+    checkpoint = Checkpoint(target, info, everything)
+    if rank == 0:
+        target.write_json({"info": asdict(info), "files": everything}, MANIFEST)
+        for old in committed(folder)[keep:]:
+            if old.folder.name != protect:
+                old.folder.delete(MANIFEST)  # first, so that a half-deleted checkpoint is not a checkpoint
+                old.folder.delete()
+    _barrier(world)
+    return checkpoint
+
+
+def _write_part(engine: Engine, target: Storage, rank: int) -> dict[str, dict[str, Any]]:
+    """This rank's files in place, with sizes and hashes; raises OSError if they cannot be written."""
     local = target.is_local
     part = Path(target.uri) / f".rank-{rank:05d}" if local else Path(tempfile.mkdtemp(prefix="nexus-checkpoint-"))
     part.mkdir(parents=True, exist_ok=True)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), _os_errors(part):
         engine.engine.save_checkpoint(str(part), tag=TAG, save_latest=False)
     (part / TAG / f"rng-{rank:05d}.txt").write_text(base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode())
     files = {}
@@ -99,16 +118,19 @@ def save(
     if not local:
         target.upload(part / TAG, TAG)
     shutil.rmtree(part)
-    everything = {key: value for share in _gather(files, world) for key, value in share.items()}
-    checkpoint = Checkpoint(target, info, everything)
-    if rank == 0:
-        target.write_json({"info": asdict(info), "files": everything}, MANIFEST)
-        for old in committed(folder)[keep:]:
-            if old.folder.name != protect:
-                old.folder.delete(MANIFEST)  # first, so that a half-deleted checkpoint is not a checkpoint
-                old.folder.delete()
-    _barrier(world)
-    return checkpoint
+    return files
+
+
+@contextlib.contextmanager
+def _os_errors(folder: Path) -> Iterator[None]:
+    """The OSError behind what torch reports of a failed write without its reason."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(part in str(error) for part in ("PytorchStreamWriter", "inline_container", "iostream")):
+            raise
+        number = errno.ENOSPC if shutil.disk_usage(folder).free < FULL_BYTES else errno.EIO
+        raise OSError(number, os.strerror(number)) from error
 
 
 def _file_sha256(path: Path) -> str:
@@ -143,10 +165,12 @@ def _gathered(parameter: nn.Parameter) -> Iterator[None]:
 
 def load_native(engine: Engine, checkpoint: Checkpoint, *, rank: int) -> None:
     """DeepSpeed's own shards into an engine of the same layout; bit-exact."""
+    settings = engine.settings()
     with _local_copy(checkpoint.folder) as path, contextlib.redirect_stdout(io.StringIO()):
         loaded, _ = engine.engine.load_checkpoint(str(path), tag=TAG, load_lr_scheduler_states=False)
     if loaded is None:
         raise CheckpointError(f"checkpoint {checkpoint.folder.uri}: DeepSpeed found nothing to load in {TAG}/")
+    engine.set_settings(settings)  # a stage's own, not those of the stage that wrote the checkpoint
     engine.engine.micro_steps = 0
     engine.engine.global_steps = checkpoint.info.step
 
@@ -224,6 +248,8 @@ def _convert(info: CheckpointInfo, source: Path, place: Path) -> None:
                     inject_missing_state=True,
                 )
             )
+        if info.zero_stage == 3:
+            _convert_frozen(info, source, place)
         return
     saved = torch.load(source / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
     for name, value in saved["module"].items():
@@ -232,6 +258,15 @@ def _convert(info: CheckpointInfo, source: Path, place: Path) -> None:
     for number, state in saved["optimizer"]["state"].items():
         for key in MOMENTS:
             _write(place / "zero" / order[number] / f"{key}.pt", state[key])
+
+
+def _convert_frozen(info: CheckpointInfo, source: Path, place: Path) -> None:
+    """What DeepSpeed's conversion of ZeRO-3 leaves out: the frozen weights, each worker's part behind the other's."""
+    files = [source / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(info.world_size)]
+    saved = [torch.load(file, map_location="cpu", weights_only=False, mmap=True) for file in files]
+    for name, shape in (saved[0]["frozen_param_shapes"] or {}).items():
+        flat = torch.cat([part["frozen_param_fragments"][name] for part in saved])
+        _write(place / "zero" / name / "fp32.pt", flat[: shape.numel()].view(shape).float())
 
 
 def _write(path: Path, value: Tensor) -> None:

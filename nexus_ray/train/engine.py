@@ -154,10 +154,19 @@ class Engine:
                 if isinstance(value, Tensor):
                     value.zero_()
 
+    def settings(self) -> list[dict[str, Any]]:
+        """Learning rate, betas, epsilon and weight decay of each parameter group."""
+        return [{key: value for key, value in g.items() if key != "params"} for g in self.optimizer.param_groups]
+
+    def set_settings(self, settings: list[dict[str, Any]]) -> None:
+        for group, values in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(values)
+
     def set_state(self, states: Mapping[str, dict[str, Tensor]], *, optimizer_step: float) -> None:
         """Load fp32 weights and moments by parameter name, whatever the worker count and ZeRO stage.
 
-        `states[name]` holds `fp32` and both moments in full shape. The weights must already have been in the model
+        `states[name]` holds `fp32` and both moments in full shape. What it lacks (of parameters that were frozen, or
+        not there, when it was saved) starts as in a fresh optimizer. The weights must already have been in the model
         when it was handed to DeepSpeed.
         """
         if self.stage == 0:
@@ -167,8 +176,7 @@ class Engine:
 
     def _set_plain(self, states: Mapping[str, dict[str, Tensor]], optimizer_step: float) -> None:
         for name, parameter in self.trainable():
-            state = states[name]
-            moments = {key: full_shape(state[key], parameter).to(parameter.device).clone() for key in MOMENTS}
+            moments = {key: value.to(parameter.device).clone() for key, value in _moments(states, name, parameter)}
             self.torch_optimizer.state[parameter] = {"step": torch.tensor(float(optimizer_step)), **moments}
 
     def _set_sharded(self, states: Mapping[str, dict[str, Tensor]], optimizer_step: float) -> None:
@@ -176,10 +184,10 @@ class Engine:
 
         self._prime()
         for name, parameter in self.trainable():
-            state = states[name]
-            safe_set_full_fp32_param(parameter, full_shape(state["fp32"], parameter).to(parameter.device))
-            for key in MOMENTS:
-                safe_set_full_optimizer_state(parameter, full_shape(state[key], parameter).to(parameter.device), key)
+            if name in states:
+                safe_set_full_fp32_param(parameter, full_shape(states[name]["fp32"], parameter).to(parameter.device))
+            for key, value in _moments(states, name, parameter):
+                safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
         for state in self.torch_optimizer.state.values():
             state["step"] = torch.tensor(float(optimizer_step))
 
@@ -205,6 +213,16 @@ class Engine:
         if self.stage == 3:
             return self.engine._zero3_consolidated_16bit_state_dict()
         return self.module.state_dict() if self.engine.global_rank == 0 else None
+
+
+def _moments(
+    states: Mapping[str, dict[str, Tensor]], name: str, parameter: nn.Parameter
+) -> Iterator[tuple[str, Tensor]]:
+    """Both moments of a parameter in full shape; zeros where there are none."""
+    state = states.get(name, {})
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    for key in MOMENTS:
+        yield key, full_shape(state[key], parameter) if key in state else torch.zeros(shape)
 
 
 def full_shape(value: Tensor, parameter: nn.Parameter) -> Tensor:

@@ -97,14 +97,35 @@ def run_worker(
     """Train a stage to its end, or to a requested stop; returns the stage's result.
 
     `entered` is when this worker was called (Unix seconds), if that was before this module could be imported.
-    A mistake that a restart would only repeat (NexusError) comes back as `{"error": ...}` instead of being raised.
+    A mistake that a restart would only repeat (NexusError) comes back as `{"error": ...}` instead of being raised,
+    unless only this one of several workers may know of it: then it is raised, so that Ray Train ends the others, which
+    wait for this one in a collective.
     """
     try:
         return _Stage(job, context, blocks, entered).run()
     except NexusError as error:
+        if context.world > 1 and not isinstance(error, _KnownToAll):
+            raise
         if os.environ.get("NEXUS_DEBUG"):
             traceback.print_exc()
-        return {"error": {"kind": type(error).__name__, "message": str(error)}}
+        return {"error": {"kind": _kind(error), "message": str(error)}}
+
+
+def _kind(error: NexusError) -> str:
+    """Name of the public error class."""
+    return next(kind.__name__ for kind in type(error).__mro__ if not kind.__name__.startswith("_"))
+
+
+class _KnownToAll(NexusError):
+    """An error that every worker raises at the same step, after an exchange."""
+
+
+class _BadRows(_KnownToAll, DataError):
+    pass
+
+
+class _NotFinite(_KnownToAll, TrainingError):
+    pass
 
 
 class _Stage:
@@ -209,7 +230,7 @@ class _Stage:
                     ckpt.load_weights(model, states)
                     if each is source:
                         self.engine = self._engine(model)
-                        if keep_optimizer and all(name in states for name in trained):
+                        if keep_optimizer:
                             self.engine.set_state(states, optimizer_step=source.info.optimizer_step)
 
     # --- the loop ---------------------------------------------------------------------------------------------
@@ -248,7 +269,7 @@ class _Stage:
         asked = [float(targets_B.sum()), float(bool(watch and watch.asked)), float(save), float(fault is not None)]
         targets, stop, save_sum, faults = self.context.sum(torch.tensor(asked, dtype=torch.float64)).tolist()
         if faults:
-            raise next(DataError(text) for text in ckpt._gather(fault, self.context.world) if text)
+            raise next(_BadRows(text) for text in ckpt._gather(fault, self.context.world) if text)
         segment = stream.plan.segment_at(stream.first_row + step * stream.rows_per_step)
         weight_B = row_weights(
             torch.from_numpy(rows.replayed.copy()),
@@ -320,7 +341,7 @@ class _Stage:
         last_good = f"the last good checkpoint is {found[0].folder.uri}" if found else "there is no checkpoint yet"
         losses = loss_by_domain(sums, stream.plan.domains)
         first = stream.first_row + step * stream.rows_per_step
-        return TrainingError(
+        return _NotFinite(
             f"stage {self.job.stage!r}, step {step + 1}: the {what} is {value}. Losses by domain: {losses}; learning "
             f"rate {lr:.3g}; gradient norm of the step before {self.engine.grad_norm}; rows {first} to "
             f"{first + stream.rows_per_step - 1} of the plan; {last_good}. Lower training.learning_rate, raise "

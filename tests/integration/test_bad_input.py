@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,9 +225,6 @@ MISTAKES = [
             code=2),
     Mistake("no room on the disk", RUN, ["storage", "MiB of free disk", "larger disk"],
             lambda case: case.monkeypatch.setattr("nexus_ray.storage.MIN_FREE_BYTES", 2**60), code=2),
-    Mistake("disk full during a stage", RUN, ["storage", "No space left on device", "free some space"],
-            lambda case: (case.base_known("other"),
-                          (case.storage / "other" / "metrics.jsonl").symlink_to("/dev/full")), code=2, quick=False),
     Mistake("run of another config", ["roadmap", "CONFIG", "training.learning_rate=0.1"],
             ["name='sound'", "run of another config", "Choose another name"], code=2),
     Mistake("corpus repeated too often", [*RUN, "data.max_repetitions=0.1"], ["data.max_repetitions", "north"],
@@ -256,6 +254,32 @@ def test_a_mistake_is_explained(mistake: Mistake, case: Case, capfd: pytest.Capt
         assert word.replace("TMP", str(case.folder)) in message
     if mistake.quick:
         assert not list(case.storage.glob("other/control/ray/*")), "no worker was started for this"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 640 KiB; mounting one takes root."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=640k", "tmpfs", str(place)], capture_output=True)
+    if mount.returncode:
+        pytest.skip(f"no disk can be mounted here: {mount.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_the_disk_fills_up_during_a_stage(case: Case, small_disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    case.monkeypatch.setattr("nexus_ray.storage.MIN_FREE_BYTES", 0)
+    shutil.copytree(case.storage / "_shared", small_disk / "_shared")
+    shutil.copytree(case.storage / NAME / "base", small_disk / "other" / "base")
+    code = run(case, [*RUN, f"storage={small_disk}"])
+    out, message = capfd.readouterr()
+    assert code in (1, 2) and "Traceback" not in out + message and "failed with" not in message
+    for word in (str(small_disk), "No space left on device", "free some space"):
+        assert word in message
+    lines = (small_disk / "other" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == [1, 2, 3, 4, 5, 6], "the second checkpoint did not fit, and nothing was tried again"
 
 
 def test_quarantine_goes_on_and_counts(case: Case, capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ this model: losses are near 5, and a wrong row, weight or moment moves them by 1
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -37,7 +38,8 @@ ALIKE = 1e-6
 """Relative difference of losses that may come from adding the same numbers in another order."""
 MOVED = 1e-5
 """The same after a change of worker count, for the rest of the stage."""
-ZERO_STAGES = [0, 1, 2, 3]
+SLOW = pytest.mark.slow
+ZERO_STAGES = [0, pytest.param(1, marks=SLOW), 2, 3]
 
 
 @dataclass
@@ -70,12 +72,11 @@ class Lab:
 
     def whole(self, *, world: int = 1, **changes: Any) -> tuple[RunConfig, dict[str, Any]]:
         """An uninterrupted stage with these settings, run once for all tests."""
-        name = f"whole-{world}" + "".join(f"-{key.rpartition('__')[2]}-{value}" for key, value in changes.items())
-        name = "".join(letter for letter in name if letter.isalnum() or letter in "-_.")
-        if name not in self._runs:
-            config = self.config(name, **changes)
-            self._runs[name] = config, self.run(config, world=world)
-        return self._runs[name]
+        key = f"{world} {sorted(changes.items())}"
+        if key not in self._runs:
+            config = self.config(f"whole-{len(self._runs)}", **changes)
+            self._runs[key] = config, self.run(config, world=world)
+        return self._runs[key]
 
     def two_stages(self, **changes: Any) -> RunConfig:
         """A roadmap whose first stage is done, under a name of its own."""
@@ -105,11 +106,11 @@ def losses_agree(one: RunConfig, other: RunConfig, bound: float, *, stage: int =
             assert line[key] == pytest.approx(theirs[step][key], rel=bound, abs=0), (step, key)
 
 
-# --- the update does not depend on how the batch is cut ----------------------------------------------------------------
+# --- the update does not depend on how the batch is cut -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rows", [12, 11, 10])
-@pytest.mark.parametrize(("world", "micro"), [(1, 4), (1, 5), (2, 4), (3, 2), (3, 4)])
+@pytest.mark.parametrize("rows", [12, 11, pytest.param(10, marks=SLOW)])
+@pytest.mark.parametrize(("world", "micro"), [(1, 4), (2, 4), (3, 2), (3, 4)])
 def test_accumulation_and_worker_count_do_not_change_the_update(lab: Lab, rows: int, world: int, micro: int) -> None:
     """One forward pass of all rows, accumulation, two and three workers: the same rows, losses and gradient norms,
     also where the batch divides neither by the workers nor by the micro-batch."""
@@ -149,7 +150,7 @@ def test_activation_checkpointing_changes_no_loss(lab: Lab) -> None:
     assert after["weights"] == before["weights"]
 
 
-# --- the update is that of bare PyTorch --------------------------------------------------------------------------------
+# --- the update is that of bare PyTorch -----------------------------------------------------------------------------
 
 
 def bare_losses(job: Any, steps: int) -> list[float]:
@@ -187,7 +188,7 @@ def bare_losses(job: Any, steps: int) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("alpha", [None, 0.75, 0.4, 1.0])
+@pytest.mark.parametrize("alpha", [None, 0.4, 1.0])
 def test_a_stage_with_replay_trains_as_a_bare_loop_does(lab: Lab, alpha: float | None) -> None:
     """Accumulation, two workers, ZeRO and the weights of new and replayed rows add up to the textbook update; the
     logged loss is the plain token mean whatever the weights."""
@@ -210,12 +211,21 @@ def test_alpha_changes_what_is_learned_not_what_is_read(lab: Lab) -> None:
     losses_agree(curves[0.75], curves[None], ALIKE)  # 1 - replay_ratio, the default
 
 
-# --- resuming where a run stopped --------------------------------------------------------------------------------------
+# --- resuming where a run stopped -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize(
-    ("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
+    ("stage", "precision"),
+    [
+        (0, "fp32"),
+        pytest.param(1, "fp32", marks=SLOW),
+        (2, "fp32"),
+        (3, "fp32"),
+        (1, "bf16"),
+        pytest.param(2, "bf16", marks=SLOW),
+        pytest.param(3, "bf16", marks=SLOW),
+    ],
 )
 def test_a_resume_in_the_same_layout_is_bit_exact(lab: Lab, stage: int, precision: str, world: int) -> None:
     """Losses, gradient norms, rows and final weights equal those of the run that never stopped."""
@@ -300,10 +310,12 @@ def test_three_workers_take_over_a_batch_that_does_not_divide(lab: Lab) -> None:
     losses_agree(back, whole, MOVED)
 
 
-# --- from one stage to the next ----------------------------------------------------------------------------------------
+# --- from one stage to the next -------------------------------------------------------------------------------------
 
 
-def second(lab: Lab, first: RunConfig, name: str, *, world: int = 1, **changes: Any) -> tuple[RunConfig, dict[str, Any]]:
+def second(
+    lab: Lab, first: RunConfig, name: str, *, world: int = 1, **changes: Any
+) -> tuple[RunConfig, dict[str, Any]]:
     """The second stage after a copy of the first."""
     config = rewound(first, name, to_step=STEPS, **changes)
     return config, lab.run(config, stage=1, world=world)
@@ -330,7 +342,7 @@ def test_moments_are_reset_or_kept(lab: Lab, first: RunConfig) -> None:
 
 
 @pytest.mark.parametrize("mode", [RESET, KEEP], ids=["reset", "keep"])
-@pytest.mark.parametrize(("stage", "world"), [(0, 2), (1, 1), (2, 2), (3, 1), (3, 2)])
+@pytest.mark.parametrize(("stage", "world"), [(0, 2), (1, 1), (2, 2), pytest.param(3, 1, marks=SLOW), (3, 2)])
 def test_a_stage_may_go_on_in_another_layout(
     lab: Lab, first: RunConfig, mode: dict[str, Any], stage: int, world: int
 ) -> None:
@@ -358,14 +370,16 @@ def test_a_stage_may_go_on_in_another_precision(lab: Lab, first: RunConfig, mode
 @pytest.mark.parametrize("stage", ZERO_STAGES)
 def test_a_stage_s_own_optimizer_settings_hold(lab: Lab, mode: dict[str, Any], stage: int) -> None:
     """Weight decay, betas and epsilon are the stage's, not those of the checkpoint it starts from."""
-    override = {"training.weight_decay": 0.0, "training.beta2": 0.9, "training.epsilon": 1.0e-6}
+    override = {"training.weight_decay": 0.5, "training.beta2": 0.9, "training.epsilon": 1.0e-6}
     before = lab.two_stages(training__zero_stage=stage)
     config, result = second(lab, before, f"{before.name}-settings", stages__1__override=override, **mode)
-    for group in result["groups"]:
-        assert (group["weight_decay"], tuple(group["betas"]), group["eps"]) == (0.0, (0.9, 0.9), 1.0e-6)
+    assert [group["weight_decay"] for group in result["settings"]] == [0.5, 0.0]
+    assert {(tuple(group["betas"]), group["eps"]) for group in result["settings"]} == {((0.9, 0.9), 1.0e-6)}
     resumed = rewound(config, f"{config.name}-resumed", to_step=3, stage=1)
     again = lab.run(resumed, stage=1)
-    assert again["weights"] == result["weights"] and again["groups"] == result["groups"]
+    assert again["weights"] == result["weights"] and again["settings"] == result["settings"]
+    moved, _ = second(lab, before, f"{before.name}-moved", world=2, stages__1__override=override, **mode)
+    losses_agree(moved, config, MOVED, stage=1)
 
 
 @pytest.mark.parametrize("stage", ZERO_STAGES)
@@ -375,7 +389,9 @@ def test_what_one_stage_freezes_the_next_one_still_has(lab: Lab, stage: int) -> 
 
     def roadmap(name: str, zero_stage: int) -> RunConfig:
         override = {"stages__1__override": {"training.freeze": FREEZE}}
-        return lab.config(name, stages=3, training__zero_stage=zero_stage, continual__optimizer_state="keep", **override)
+        return lab.config(
+            name, stages=3, training__zero_stage=zero_stage, continual__optimizer_state="keep", **override
+        )
 
     plain = roadmap(f"plain-{stage}", 0)
     for index in range(3):
@@ -391,7 +407,7 @@ def test_what_one_stage_freezes_the_next_one_still_has(lab: Lab, stage: int) -> 
         losses_agree(frozen, plain, MOVED, stage=index)
 
 
-# --- what must not be trained on ---------------------------------------------------------------------------------------
+# --- what must not be trained on ------------------------------------------------------------------------------------
 
 
 def error(lab: Lab, job: Any, world: int = 1) -> tuple[str, str]:
@@ -457,18 +473,34 @@ def test_a_checkpoint_of_another_config_is_refused(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("stage", ZERO_STAGES)
-@pytest.mark.parametrize("world", [1, 2])
-def test_changed_frozen_weights_are_refused_or_replaced(lab: Lab, stage: int, world: int) -> None:
-    """The base model changed under a run: either the checkpoint restores the frozen weights to the byte, or the
-    stage refuses to train parts of two models."""
+def test_frozen_weights_come_from_the_checkpoint(lab: Lab, stage: int) -> None:
+    """The base model changed under a run: its frozen weights are restored to the byte, in any layout."""
     whole, _ = lab.whole(training__zero_stage=stage, training__freeze=FREEZE)
-    config = rewound(whole, f"{whole.name}-other-{world}", to_step=3)
-    result = lab.run_job(changed(lab.job(config), seed=7), world)  # the seed of the weights from scratch
-    if "error" in result:
-        assert result["error"]["kind"] == "CheckpointError"
-        assert "frozen weights differ" in result["error"]["message"]
-    else:
+    for world in (1, 2):
+        config = rewound(whole, f"{whole.name}-other-{world}", to_step=3)
+        result = lab.run_job(changed(lab.job(config), seed=7), world)  # the seed of the weights from scratch
+        assert "error" not in result, result
         losses_agree(config, whole, MOVED)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "words"),
+    [("frozen_sha256", "0" * 32, "the frozen weights differ"), ("probe_loss", 5.0, "the probe batch has loss")],
+)
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_checkpoint_that_does_not_reproduce_itself_is_refused(
+    lab: Lab, entry: str, value: Any, words: str, world: int
+) -> None:
+    """Frozen weights or losses other than those the manifest vouches for: no step is trained on them."""
+    whole, _ = lab.whole(training__zero_stage=2, training__freeze=FREEZE)
+    config = rewound(whole, f"{whole.name}-{entry}-{world}", to_step=3)
+    file = checkpoints(config)[3] / "MANIFEST.json"
+    record = json.loads(file.read_text())
+    record["info"][entry] = value
+    file.write_text(json.dumps(record))
+    kind, message = error(lab, lab.job(config), world)
+    assert kind == "CheckpointError" and words in message
+    assert max(metrics(config)) == 3
 
 
 def test_a_stage_without_its_predecessor_is_refused(lab: Lab, first: RunConfig) -> None:
@@ -499,5 +531,3 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-

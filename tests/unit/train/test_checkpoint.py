@@ -207,7 +207,8 @@ def verify(folder: Storage, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("exact", "precision", "bound"), [(True, "fp32", 1e-6), (True, "bf16", 1e-6), (False, "fp32", 1e-4), (False, "bf16", 3e-2)]
+    ("exact", "precision", "bound"),
+    [(True, "fp32", 1e-6), (True, "bf16", 1e-6), (False, "fp32", 1e-4), (False, "bf16", 3e-2)],
 )
 def test_the_probe_loss_must_be_what_was_saved(tmp_path: Path, exact: bool, precision: str, bound: float) -> None:
     """To rounding in the same layout, to the training precision otherwise; NaN is never equal."""

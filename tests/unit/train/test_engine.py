@@ -14,9 +14,7 @@ from nexus_ray.train.engine import BatchShape, deepspeed_config
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "bf16"), (2, "fp32"), (3, "bf16")])
-def test_the_config_of_deepspeed_is_as_reviewed(
-    golden: Callable[[str, str], None], stage: int, precision: str
-) -> None:
+def test_the_config_of_deepspeed_is_as_reviewed(golden: Callable[[str, str], None], stage: int, precision: str) -> None:
     """Nothing reaches DeepSpeed that nobody has read."""
     training = TrainingConfig(zero_stage=stage, precision=precision)
     config = deepspeed_config(training, BatchShape(rows=32, world=2, micro=8))

@@ -1,0 +1,144 @@
+"""The tax: steady tokens per second of a stage over a bare PyTorch loop on the same cores.
+
+The stage runs as users run it: a Ray head, a Ray Train worker, Ray Data feeding a long plan, DeepSpeed, every step in
+`metrics.jsonl`, the driver following it. The bare loop runs in turns with it, beside the same Ray cluster (the stage
+sleeping), and alone before Ray starts and after it has ended.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from nexus_ray.config.tree import RunConfig
+from nexus_ray.progress import Progress
+from nexus_ray.record import MetricsTail
+from nexus_ray.session import ray_session
+from tests.benchmarks.contestants import PausingHooks, Processes, Stage
+from tests.benchmarks.figures import Bar, Outcome, Segment, paired_ratio, spread
+from tests.benchmarks.material import BATCH_TOKENS, bench_config, bench_job, write_corpus
+from tests.benchmarks.processes import descendants, title
+
+BEYOND = 20
+"""The plan is so many times longer than what is measured, so that Ray Data still reads while we measure."""
+BARS = {
+    "1 worker, 1 thread": {"beside idle Ray": 0.98, "alone": None},
+    "1 worker, 2 threads": {"beside idle Ray": 0.97, "alone": 0.90},
+    "2 workers, 1 thread": {"beside idle Ray": 0.97, "alone": 0.90},
+}
+SHAPES = {"1 worker, 1 thread": (1, 1), "1 worker, 2 threads": (1, 2), "2 workers, 1 thread": (2, 1)}
+
+
+def run(folder: Path, *, rounds: int, seconds: float, tokens: int, batch_tokens: int) -> Outcome:
+    outcome = Outcome(
+        "tax: tokens/s of a stage over a bare PyTorch loop",
+        ("", "stage", "bare beside Ray", "bare alone", "stage/beside", "least", "most", "stage/alone"),
+    )
+    corpora = [write_corpus(folder / "tokens", name, tokens, seed=i) for i, name in enumerate(("new", "old"))]
+    for shape, (workers, threads) in SHAPES.items():
+        place = folder / shape.replace(",", "").replace(" ", "-")
+        config = bench_config(
+            place / "runs",
+            ("new", "old"),
+            f"cluster.num_workers={workers}",
+            f"cluster.cpus_per_worker={threads}",
+            f"training.global_batch_tokens={batch_tokens}",
+            f"training.token_budget={batch_tokens}",
+        )
+        found = _compare(config, corpora, place, rounds=rounds, seconds=seconds)
+        _judge(outcome, shape, found, batch_tokens)
+    return outcome
+
+
+def _compare(config: RunConfig, corpora: Any, place: Path, *, rounds: int, seconds: float) -> dict[str, list[Segment]]:
+    """All segments of one shape, in the order alone, (beside, stage) x rounds, beside, alone."""
+    workers = config.cluster.num_workers
+    found: dict[str, list[Segment]] = {"stage": [], "beside": [], "alone": []}
+    steps = _steps(config, corpora, place / "pace", seconds)
+    budget = (steps + 1) * (rounds + 1) * BEYOND * config.training.global_batch_tokens
+    config = _longer(config, budget, every=steps + 1)
+    job = bench_job(config, corpora, PausingHooks(str(place / "stage")))
+    bare = Processes("tests.benchmarks.bare", job, place / "bare", steps=steps, world=workers)
+    try:
+        bare.warm_up()
+        alone = max(2, rounds // 2)
+        found["alone"] += [bare.segment() for _ in range(alone)]
+        with ray_session(config):
+            stage = Stage(job, place / "stage", _fit)
+            stage.warm_up()
+            for _ in range(rounds):
+                found["beside"].append(_counted(bare))
+                found["stage"].append(_counted(stage))
+            found["beside"].append(_counted(bare))
+            stage.close()
+        found["alone"] += [bare.segment() for _ in range(alone)]
+    finally:
+        bare.close()
+    return found
+
+
+def _steps(config: RunConfig, corpora: Any, place: Path, seconds: float) -> int:
+    """Steps that fill a segment, from a short try of the bare loop."""
+    job = bench_job(config, corpora, None)
+    bare = Processes("tests.benchmarks.bare", job, place, steps=2, world=config.cluster.num_workers)
+    try:
+        bare.warm_up()
+        return max(2, round(seconds / min(bare.segment().step_seconds)))
+    finally:
+        bare.close()
+
+
+def _longer(config: RunConfig, token_budget: int, *, every: int) -> RunConfig:
+    training = config.training.model_copy(update={"token_budget": token_budget})
+    evaluation = config.evaluation.model_copy(update={"every_steps": every})
+    return config.model_copy(update={"training": training, "evaluation": evaluation})
+
+
+def _fit(job: Any) -> Any:
+    """`fit` with a driver that follows the record and prints, as the roadmap's does."""
+    from nexus_ray.train.launch import fit
+
+    progress = Progress(stream=io.StringIO())
+    with MetricsTail(job.run, job.stage_index, job.attempt, (progress.update,)):
+        progress.stage(job.stage, job.stream.steps)
+        return fit(job)
+
+
+def _counted(contestant: Stage | Processes) -> Segment:
+    """A segment, with what everyone but the training processes used of the processors meanwhile."""
+    training = ("RayTrainWorker", "bare.py", "python", "python3", "python3.11")
+    before = descendants()
+    segment = contestant.segment()
+    used = sum(
+        cpu - before[pid] for pid, cpu in descendants().items() if pid in before and not title(pid).startswith(training)
+    )
+    return replace(segment, helpers_cpu=round(used, 2))
+
+
+def _judge(outcome: Outcome, shape: str, found: dict[str, list[Segment]], batch_tokens: int) -> None:
+    rates = {name: [s.tokens_per_second(batch_tokens) for s in segments] for name, segments in found.items()}
+    ratios = paired_ratio(rates["stage"], rates["beside"])
+    ratio, least, most = spread(ratios)
+    alone = median(rates["stage"]) / median(rates["alone"])
+    outcome.rows.append(
+        (shape, *(median(rates[name]) for name in ("stage", "beside", "alone")), ratio, least, most, alone)
+    )
+    for name, value in (("beside idle Ray", ratio), ("alone", alone)):
+        limit = BARS[shape][name]
+        if limit is not None:
+            outcome.bars.append(Bar(f"{shape}: stage over the bare loop {name}", value, limit))
+    for name in ("stage", "beside"):
+        share = sum(s.helpers_cpu or 0 for s in found[name]) / sum(s.seconds for s in found[name])
+        what = "the stage runs" if name == "stage" else "the bare loop runs"
+        outcome.notes.append(f"{shape}: while {what}, Ray's other processes use {share:.1%} of one core")
+    outcome.samples[shape] = {
+        "ratios": ratios,
+        **{name: [asdict(s) for s in segments] for name, segments in found.items()},
+    }
+
+
+SETTINGS = {"rounds": 5, "seconds": 15.0, "tokens": 2_000_000, "batch_tokens": BATCH_TOKENS}
+QUICK = {"rounds": 1, "seconds": 0.5, "tokens": 100_000, "batch_tokens": 512}
