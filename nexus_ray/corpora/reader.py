@@ -75,12 +75,12 @@ class TokenReader:
                 out[where[inside]] = np.ndarray(shape, np.int32, tokens, strides=(4, 4))[at]
         for i in np.flatnonzero(~simple):  # a row at the border of two row groups, or a shard's last
             out[where[i]] = PAD
+            start, stop = int(begin[i]), int(end[i])
             for number in range(int(first[i]), int(last[i]) + 1):
-                tokens, at = groups.get(number), number * ROW_GROUP_TOKENS
-                if tokens is None:
-                    tokens = self._groups(shard, [number])[number]
-                start, low, high = int(begin[i]), max(int(begin[i]), at), min(int(end[i]), at + tokens.size)
-                out[where[i], low - start : high - start] = tokens[low - at : high - at]
+                tokens = groups[number] if number in groups else self._groups(shard, [number])[number]
+                origin = number * ROW_GROUP_TOKENS
+                low, high = max(start, origin), min(stop, origin + tokens.size)
+                out[where[i], low - start : high - start] = tokens[low - origin : high - origin]
 
     def _groups(self, shard: Shard, numbers: list[int]) -> dict[int, NDArray[np.int32]]:
         """Row groups of a shard by number; the first token of each document is stored as its complement."""
