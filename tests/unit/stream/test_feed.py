@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import nexus_ray.stream.feed as feed_module
-from nexus_ray.stream.feed import MAX_BLOCKS, Feed, steps_per_chunk
+from nexus_ray.stream.feed import CHUNK_BYTES, MAX_BLOCKS, Feed, steps_per_chunk
 from nexus_ray.stream.loader import from_table, to_table
 from nexus_ray.stream.plan import Plan, Segment, Source
 from nexus_ray.stream.rows import RankRows, StageStream
@@ -207,9 +207,9 @@ def test_a_stream_that_ends_early_is_completed(stream: StageStream) -> None:
     assert feed.local_steps == STEPS - CHUNK and said == []
 
 
-def test_chunks_are_about_four_megabytes_and_not_too_many(stream: StageStream) -> None:
+def test_chunks_are_of_the_size_asked_for_and_not_too_many(stream: StageStream) -> None:
     """Whole steps; a long stage of tiny steps does not drown Ray Data in blocks."""
-    assert steps_per_chunk(stream, rows_per_rank=6, world=1) == 4 * 2**20 // (6 * 4 * (SEQ_LEN + 1))
+    assert steps_per_chunk(stream, rows_per_rank=6, world=1) == CHUNK_BYTES // (6 * 4 * (SEQ_LEN + 1))
     assert steps_per_chunk(stream, rows_per_rank=6, world=1, chunk_bytes=1) == 1
     long = replace(stream, steps=10 * MAX_BLOCKS)
     assert steps_per_chunk(long, rows_per_rank=6, world=3, chunk_bytes=1) == 30
