@@ -197,10 +197,13 @@ class Workers:
         for _, theirs in pipes:
             theirs.close()
 
-    def run(self, job: Any) -> dict[str, Any]:
-        """Rank 0's result. Raises RuntimeError with the traceback if a worker fails; the group is of no use then."""
-        for pipe in self._pipes:
-            pipe.send(job)
+    def run(self, job: Any, *others: Any) -> dict[str, Any]:
+        """Rank 0's result; `others` are the jobs of the other ranks, where they differ.
+
+        Raises RuntimeError with the traceback if a worker fails; the group is of no use then.
+        """
+        for pipe, each in zip(self._pipes, [job, *others] if others else [job] * len(self._pipes), strict=True):
+            pipe.send(each)
         waiting = dict(enumerate(self._pipes))
         result: dict[str, Any] = {}
         while waiting:

@@ -17,8 +17,8 @@ import numpy as np
 
 from nexus_ray.stream.rows import RankRows, StageStream
 
-CHUNK_BYTES = 16 * 2**20
-"""Size of one worker's block of rows, about."""
+CHUNK_BYTES = 32 * 2**20
+"""Size of one worker's block of rows, about: several windows of the shuffle, so that few are read for two blocks."""
 MAX_BLOCKS = 20_000
 LEAD_BYTES = 2**18
 """The worker reads ahead this much by itself until Ray Data delivers."""

@@ -23,7 +23,7 @@ from nexus_ray.stream.feed import steps_per_chunk
 from nexus_ray.stream.rows import RankRows, StageStream
 
 DATASET = "train"
-BLOCKS_AHEAD = 8
+BLOCKS_AHEAD = 6
 """Blocks per worker that Ray Data holds, about, in the making or ready."""
 
 

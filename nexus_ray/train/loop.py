@@ -14,7 +14,8 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from nexus_ray.train.losses import domain_sums, loss_by_domain, row_weights, wei
 from nexus_ray.train.schedule import factor
 
 STOP_FILE = ("control", "stop")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -103,29 +105,23 @@ def run_worker(
     """
     try:
         return _Stage(job, context, blocks, entered).run()
-    except NexusError as error:
-        if context.world > 1 and not isinstance(error, _KnownToAll):
+    except _KnownToAll as known:
+        error = known.error
+    except NexusError as alone:
+        if context.world > 1:
             raise
-        if os.environ.get("NEXUS_DEBUG"):
-            traceback.print_exc()
-        return {"error": {"kind": _kind(error), "message": str(error)}}
+        error = alone
+    if os.environ.get("NEXUS_DEBUG"):
+        traceback.print_exception(error)
+    return {"error": {"kind": type(error).__name__, "message": str(error)}}
 
 
-def _kind(error: NexusError) -> str:
-    """Name of the public error class."""
-    return next(kind.__name__ for kind in type(error).__mro__ if not kind.__name__.startswith("_"))
+class _KnownToAll(Exception):
+    """Carries an error that every worker raises at the same point, after an exchange."""
 
-
-class _KnownToAll(NexusError):
-    """An error that every worker raises at the same step, after an exchange."""
-
-
-class _BadRows(_KnownToAll, DataError):
-    pass
-
-
-class _NotFinite(_KnownToAll, TrainingError):
-    pass
+    def __init__(self, error: NexusError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class _Stage:
@@ -154,7 +150,22 @@ class _Stage:
 
     # --- setting up -------------------------------------------------------------------------------------------
 
+    def _agreed(self, action: Callable[[], T]) -> T:
+        """What `action`, which exchanges nothing, returns; if it fails in any worker, all raise the same error."""
+        result, error = None, None
+        try:
+            result = action()
+        except NexusError as caught:
+            error = caught
+        found = next((each for each in ckpt._gather(error, self.context.world) if each is not None), None)
+        if found is not None:
+            raise _KnownToAll(found)
+        return cast(T, result)
+
     def _build(self) -> nn.Module:
+        return self._agreed(self._new_model)
+
+    def _new_model(self) -> nn.Module:
         # fp32 here: DeepSpeed makes its bf16 copies from fp32 weights, which become the masters.
         model = build_model(
             self.config.model, vocab_size=self.job.vocab_size, eos_id=self.job.eos_id, seed=self.config.seed
@@ -175,13 +186,15 @@ class _Stage:
         if self.job.start_from is not None:
             before = ckpt.newest_valid(self.job.start_from, rank=rank, world=world, on_bad=self._warn)
             if before is None:
-                raise DataError(
-                    f"{self.job.start_from.uri} holds no valid checkpoint of the stage before; delete that stage's "
-                    f"folder to train it again"
+                raise _KnownToAll(
+                    DataError(
+                        f"{self.job.start_from.uri} holds no valid checkpoint of the stage before; delete that stage's "
+                        f"folder to train it again"
+                    )
                 )
         model = self._build()
         if own is not None:
-            self._own_run(own)
+            self._agreed(partial(self._own_run, own))
             self._load(model, own, before, keep_optimizer=True)
             self.optimizer_step = own.info.optimizer_step
             ckpt.restore_rng(own, rank=rank)
@@ -195,13 +208,15 @@ class _Stage:
             torch.manual_seed(self.config.seed)
         self.frozen = ckpt.frozen_sha256(self.engine.module)
         if own is not None:
-            ckpt.verify(
+            same = partial(
+                ckpt.verify,
                 own,
                 frozen=self.frozen,
                 probe_loss=self._probe(),
                 exact=own.info.same_layout(self.engine),
                 precision=str(self.training.precision),
             )
+            self._agreed(same)
         return own.info.step if own is not None else 0
 
     def _own_run(self, checkpoint: ckpt.Checkpoint) -> None:
@@ -269,7 +284,7 @@ class _Stage:
         asked = [float(targets_B.sum()), float(bool(watch and watch.asked)), float(save), float(fault is not None)]
         targets, stop, save_sum, faults = self.context.sum(torch.tensor(asked, dtype=torch.float64)).tolist()
         if faults:
-            raise next(_BadRows(text) for text in ckpt._gather(fault, self.context.world) if text)
+            raise next(_KnownToAll(DataError(text)) for text in ckpt._gather(fault, self.context.world) if text)
         segment = stream.plan.segment_at(stream.first_row + step * stream.rows_per_step)
         weight_B = row_weights(
             torch.from_numpy(rows.replayed.copy()),
@@ -336,17 +351,18 @@ class _Stage:
 
     def _not_finite(
         self, what: str, value: float, step: int, sums: Tensor, stream: StageStream, lr: float
-    ) -> TrainingError:
+    ) -> _KnownToAll:
         found = ckpt.committed(self.job.checkpoints)
         last_good = f"the last good checkpoint is {found[0].folder.uri}" if found else "there is no checkpoint yet"
         losses = loss_by_domain(sums, stream.plan.domains)
         first = stream.first_row + step * stream.rows_per_step
-        return _NotFinite(
+        error = TrainingError(
             f"stage {self.job.stage!r}, step {step + 1}: the {what} is {value}. Losses by domain: {losses}; learning "
             f"rate {lr:.3g}; gradient norm of the step before {self.engine.grad_norm}; rows {first} to "
             f"{first + stream.rows_per_step - 1} of the plan; {last_good}. Lower training.learning_rate, raise "
             f"continual.warmup_steps, or use training.precision: fp32, under another name"
         )
+        return _KnownToAll(error)
 
     def _record(self, step: int, sums: Tensor, lr: float, batch_hash: int, seconds: float) -> None:
         stream = self.job.stream

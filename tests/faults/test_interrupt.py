@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 from pathlib import Path
 
@@ -72,11 +73,11 @@ def _second_process_is_refused(runs: Runs, name: str, workers: list[psutil.Proce
             worker.resume()
 
 
-def _files(place: Path) -> dict[str, bytes]:
-    """Everything that a finished run is made of."""
-    kept = ("metrics.jsonl", "plan.jsonl", "scores.json", "config.yaml")
-    found = {name: (place / name).read_bytes() for name in kept}
-    return found | {str(file): file.read_bytes() for file in place.glob("stages/*/**/*") if file.is_file()}
+def _files(place: Path) -> dict[str, str]:
+    """Digests of everything that a finished run is made of."""
+    files = [place / name for name in ("metrics.jsonl", "plan.jsonl", "scores.json", "config.yaml")]
+    files += [file for part in ("base", "stages") for file in (place / part).rglob("*") if file.is_file()]
+    return {str(file.relative_to(place)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def test_a_finished_run_is_not_run_again(runs: Runs) -> None:

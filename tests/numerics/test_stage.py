@@ -59,10 +59,14 @@ class Lab:
     def job(self, config: RunConfig, stage: int = 0) -> Any:
         return make_job(config, self.manifests, stage=stage)
 
-    def run_job(self, job: Any, world: int = 1) -> dict[str, Any]:
+    def run_job(self, job: Any, world: int = 1, *others: Any) -> dict[str, Any]:
         if world not in self._workers:
             self._workers[world] = Workers(world)
-        return self._workers[world].run(job)
+        try:
+            return self._workers[world].run(job, *others)
+        except RuntimeError:
+            self._workers.pop(world).close()
+            raise
 
     def run(self, config: RunConfig, *, world: int = 1, stage: int = 0) -> dict[str, Any]:
         """Run, or go on with, a stage; its result."""
@@ -509,6 +513,14 @@ def test_a_stage_without_its_predecessor_is_refused(lab: Lab, first: RunConfig) 
     shutil.rmtree(stage_folder(config, 0) / "checkpoints")
     kind, message = error(lab, lab.job(config, 1), 2)
     assert kind == "DataError" and "no valid checkpoint of the stage before; delete that stage's folder" in message
+
+
+def test_a_model_that_one_worker_cannot_build_stops_all_workers(lab: Lab) -> None:
+    """A file that one machine lacks is everybody's error before anybody waits for that machine."""
+    job = lab.job(lab.config("unbuilt"))
+    there = job.config.training.model_copy(update={"freeze": ["no such parameter"]})
+    result = lab.run_job(job, 2, changed(job, training=there))
+    assert result["error"]["kind"] == "ConfigError" and "'no such parameter' matches" in result["error"]["message"]
 
 
 def test_an_unreadable_row_stops_all_workers(lab: Lab) -> None:
