@@ -22,6 +22,8 @@ from nexus_ray.stream.permute import Indices, RowOrder, key_of
 
 GROUP_TOKENS = 524_288
 """Tokens of a permuted group: eight row groups of a token shard."""
+MIN_GROUPS = 64
+"""A small domain has this many groups all the same: what part of an epoch reads must be a fair sample of the whole."""
 WINDOW_TOKENS = 4 * GROUP_TOKENS
 """Most tokens that rows are shuffled inside: a reader holds a window of every domain, whatever the sequence length."""
 
@@ -139,7 +141,7 @@ class Plan:
 
     def order(self, name: str, source: Source) -> RowOrder:
         """The row order of a domain: depends on the seed, the domain and the prefix it is drawn from, nothing else."""
-        group_rows = max(1, GROUP_TOKENS // self.seq_len)
+        group_rows = max(1, min(GROUP_TOKENS // self.seq_len, source.rows // MIN_GROUPS))
         window_rows = min(self.shuffle_window_rows, max(1, WINDOW_TOKENS // self.seq_len))
         return RowOrder(source.rows, group_rows, window_rows, key_of(self.seed, name, source.fingerprint))
 
