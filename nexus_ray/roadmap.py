@@ -390,7 +390,7 @@ class _Roadmap:
         rows = [*self.scores, scores_from_bytes(folder.read_bytes("evaluation.npz"))]
         return stage_forgetting(
             domains=self.config.evaluated_domains,
-            trained_by_stage=self._trained(len(rows) - 1),
+            trained_by_stage=self._trained(len(self.config.stages)),
             scores_by_stage=rows,
             anchors=self.config.anchors,
         )

@@ -31,6 +31,7 @@ OBJECT_STORE_BYTES = 1 << 30
 
 QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead or finished worker is seen
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # we keep our own
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers keep the user's folder, so relative paths mean the same
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will default to; unset, it warns
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -155,6 +156,7 @@ def _start_local(demands: list[Demand], hardware: Hardware) -> None:
     import ray
 
     check_local(demands, hardware)
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
     cpus = max(demand.cpus for demand in demands) + DATA_CPUS
     ray.init(
         address="local",

@@ -26,7 +26,7 @@ from nexus_ray.storage import Storage
 from tests.corpus import sentences, write_wheel
 from tests.roadmaps import tiny_roadmap
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 NAME = "sound"
 
