@@ -74,6 +74,7 @@ def tiny_config(root: Path, *, name: str = "run", stages: int = 1, rows: int = R
             "global_batch_tokens": rows * SEQ_LEN,
             "micro_batch_size": 4,
             "learning_rate": 3.0e-3,
+            "epsilon": 1.0e-6,  # with 1e-8, AdamW divides rounding by rounding where a gradient is next to nothing
             "precision": "fp32",
             "zero_stage": 0,
             "checkpoint": {"every_steps": 3, "every_seconds": None, "keep": 9},

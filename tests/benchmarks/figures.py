@@ -19,8 +19,8 @@ class Segment:
     steps: int
     seconds: float
     step_seconds: tuple[float, ...] = ()
-    helpers_cpu: float | None = None
-    """CPU seconds that the other processes of the Ray session used meanwhile."""
+    helpers_cpu: Mapping[str, float] = field(default_factory=dict)
+    """CPU seconds that other processes of the Ray session used meanwhile, by what they are."""
 
     def tokens_per_second(self, tokens_per_step: int) -> float:
         return self.steps * tokens_per_step / self.seconds
