@@ -145,7 +145,7 @@ class Stage(Contestant):
 class Processes(Contestant):
     """`world` processes of this package's module `module`, which count and time the steps themselves."""
 
-    def __init__(self, module: str, job: StageJob, folder: Path, *, steps: int, world: int = 1) -> None:
+    def __init__(self, module: str, job: StageJob, folder: Path, *, steps: int, world: int = 1, nice: int = 0) -> None:
         super().__init__(folder, steps)
         (folder / "job.pickle").write_bytes(pickle.dumps(job))
         with socket.socket() as probe:
@@ -157,7 +157,7 @@ class Processes(Contestant):
             environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
             self._workers.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", module, str(folder), str(steps)],
+                    ["nice", "-n", str(nice), sys.executable, "-m", module, str(folder), str(steps)],
                     cwd=ROOT,
                     env=os.environ
                     | {key: str(value) for key, value in environment.items()}

@@ -33,7 +33,10 @@ BARS: dict[str, dict[str, float | None]] = {
 SHAPES = {"1 worker, 1 thread": (1, 1), "1 worker, 2 threads": (1, 2), "2 workers, 1 thread": (2, 1)}
 
 
-def run(folder: Path, *, shapes: list[str], rounds: int, seconds: float, tokens: int, batch_tokens: int) -> Outcome:
+def run(
+    folder: Path, *, shapes: list[str], rounds: int, seconds: float, tokens: int, batch_tokens: int, nice: int
+) -> Outcome:
+    """`nice`: of the bare loop. Ray gives its workers 15, which tells only where something else wants the cores."""
     outcome = Outcome(
         "tax: tokens/s of a stage over a bare PyTorch loop",
         ("", "stage", "bare beside Ray", "bare alone", "stage/beside", "least", "most", "stage/alone"),
@@ -50,12 +53,14 @@ def run(folder: Path, *, shapes: list[str], rounds: int, seconds: float, tokens:
             f"training.global_batch_tokens={batch_tokens}",
             f"training.token_budget={batch_tokens}",
         )
-        found = _compare(config, corpora, place, rounds=rounds, seconds=seconds)
+        found = _compare(config, corpora, place, rounds=rounds, seconds=seconds, nice=nice)
         _judge(outcome, shape, found, batch_tokens)
     return outcome
 
 
-def _compare(config: RunConfig, corpora: Any, place: Path, *, rounds: int, seconds: float) -> dict[str, list[Segment]]:
+def _compare(
+    config: RunConfig, corpora: Any, place: Path, *, rounds: int, seconds: float, nice: int
+) -> dict[str, list[Segment]]:
     """All segments of one shape, in the order alone, (beside, stage) x rounds, beside, alone."""
     workers = config.cluster.num_workers
     found: dict[str, list[Segment]] = {"stage": [], "beside": [], "alone": []}
@@ -63,7 +68,7 @@ def _compare(config: RunConfig, corpora: Any, place: Path, *, rounds: int, secon
     budget = (steps + 1) * (rounds + 1) * BEYOND * config.training.global_batch_tokens
     config = _longer(config, budget, every=steps + 1)
     job = bench_job(config, corpora, PausingHooks(str(place / "stage")))
-    bare = Processes("tests.benchmarks.bare", job, place / "bare", steps=steps, world=workers)
+    bare = Processes("tests.benchmarks.bare", job, place / "bare", steps=steps, world=workers, nice=nice)
     try:
         bare.warm_up()
         alone = max(2, rounds // 2)
@@ -151,5 +156,12 @@ def _helpers(segments: list[Segment]) -> str:
     return f"{used.total() / seconds:.1%} of one core ({parts})"
 
 
-SETTINGS = {"shapes": list(SHAPES), "rounds": 5, "seconds": 15.0, "tokens": 2_000_000, "batch_tokens": BATCH_TOKENS}
-QUICK = {"shapes": list(SHAPES)[:1], "rounds": 1, "seconds": 0.5, "tokens": 100_000, "batch_tokens": 512}
+SETTINGS = {
+    "shapes": list(SHAPES),
+    "rounds": 5,
+    "seconds": 15.0,
+    "tokens": 2_000_000,
+    "batch_tokens": BATCH_TOKENS,
+    "nice": 0,
+}
+QUICK = {"shapes": list(SHAPES)[:1], "rounds": 1, "seconds": 0.5, "tokens": 100_000, "batch_tokens": 512, "nice": 0}
