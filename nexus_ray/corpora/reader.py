@@ -29,7 +29,7 @@ _CACHE: dict[tuple[str, str, int, int], NDArray[np.int32]] = {}
 
 
 class TokenReader:
-    """Random access to the packed rows of one domain; memory is bounded by the rows asked for, not by the corpus."""
+    """Random access to the packed rows of one domain; memory is bounded by the rows asked for and `CACHE_GROUPS`."""
 
     def __init__(self, manifest: TokenManifest, seq_len: int) -> None:
         self.manifest = manifest

@@ -102,10 +102,11 @@ class Driver:
         return self._log.read_text(errors="replace")
 
     def family(self) -> list[psutil.Process]:
-        """All living descendants seen so far."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for process in psutil.Process(self.process.pid).children(recursive=True):
-                self._seen.setdefault(process.pid, process)
+        """All living descendants seen so far; nothing new once the driver has gone, whose number may be another's."""
+        if self.process.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for process in psutil.Process(self.process.pid).children(recursive=True):
+                    self._seen.setdefault(process.pid, process)
         return [process for process in self._seen.values() if alive(process)]
 
     def workers(self) -> list[psutil.Process]:
