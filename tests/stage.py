@@ -180,9 +180,12 @@ def rewound(config: RunConfig, name: str, *, to_step: int, stage: int = 0, **cha
 
 
 class Workers:
-    """`world` processes that run jobs together, one after the other, each job with nothing but its files."""
+    """`world` processes that run jobs together, one after the other, each job with nothing but its files.
 
-    def __init__(self, world: int) -> None:
+    On `cuda` every process has the GPU of its rank, and the jobs' configs must say `cluster.use_gpu`.
+    """
+
+    def __init__(self, world: int, device: str = "cpu") -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -190,7 +193,7 @@ class Workers:
         pipes = [context.Pipe() for _ in range(world)]
         self._pipes = [ours for ours, _ in pipes]
         self._processes = [
-            context.Process(target=_serve, args=(theirs, rank, world, port), daemon=True)
+            context.Process(target=_serve, args=(theirs, rank, world, port, device), daemon=True)
             for rank, (_, theirs) in enumerate(pipes)
         ]
         for process in self._processes:
@@ -241,7 +244,7 @@ def run_stages(jobs: Sequence[Any], *, world: int = 1) -> list[dict[str, Any]]:
         return [workers.run(job) for job in jobs]
 
 
-def _serve(pipe: Any, rank: int, world: int, port: int) -> None:
+def _serve(pipe: Any, rank: int, world: int, port: int, device: str) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -255,7 +258,12 @@ def _serve(pipe: Any, rank: int, world: int, port: int) -> None:
 
     from nexus_ray.train.loop import WorkerContext, run_worker
 
-    dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=TIMEOUT_S))
+    here = torch.device(device, rank) if device == "cuda" else torch.device(device)
+    if device == "cuda":
+        torch.cuda.set_device(here)
+    dist.init_process_group(
+        "nccl" if device == "cuda" else "gloo", rank=rank, world_size=world, timeout=timedelta(seconds=TIMEOUT_S)
+    )
     while True:
         try:
             job = pipe.recv()
@@ -263,7 +271,7 @@ def _serve(pipe: Any, rank: int, world: int, port: int) -> None:
             return
         torch.manual_seed(1000 * rank + os.getpid() % 1000)  # nothing may depend on what ran before
         try:
-            answer = ("done", run_worker(job, context=WorkerContext(rank, world, torch.device("cpu")), blocks=None))
+            answer = ("done", run_worker(job, context=WorkerContext(rank, world, here), blocks=None))
         except BaseException:
             answer = ("raised", traceback.format_exc())
         pipe.send(answer)
