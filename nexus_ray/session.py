@@ -46,6 +46,8 @@ QUIET = {
     "WANDB_SILENT": "true",
 }
 """Environment of the driver and of every worker. What the user has set stays."""
+LOCAL_HEAD = "NEXUS_RAY_LOCAL_HEAD"
+"""Set where Ray was started by this process and ends with it."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def ray_session(config: RunConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        os.environ.pop(LOCAL_HEAD, None)
 
 
 def stage_demands(config: RunConfig) -> list[Demand]:
@@ -157,6 +160,9 @@ def _start_local(demands: list[Demand], hardware: Hardware) -> None:
 
     check_local(demands, hardware)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
+    # Ray would have its workers, the training ones too, give way to all else; data tasks do so by themselves.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ[LOCAL_HEAD] = "1"
     cpus = max(demand.cpus for demand in demands) + DATA_CPUS
     ray.init(
         address="local",

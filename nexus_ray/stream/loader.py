@@ -6,6 +6,7 @@ of workers there are; `preserve_order` and blocks of equal size make block k of 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -25,6 +26,10 @@ from nexus_ray.stream.rows import RankRows, StageStream
 DATASET = "train"
 BLOCKS_AHEAD = 6
 """Blocks per worker that Ray Data holds, about, in the making or ready."""
+
+
+DATA_NICENESS = 10
+"""Reading ahead gives way to training on the same cores."""
 
 
 class PlanSource(Datasource):
@@ -69,6 +74,7 @@ class PlanSource(Datasource):
 
 
 def _read_block(shared: Any, step: int, num_steps: int, rank: int, rows_per_rank: int) -> Iterator[pa.Table]:
+    os.setpriority(os.PRIO_PROCESS, 0, max(DATA_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
     stream: StageStream = ray.get(shared)
     yield to_table(step, stream.part(step, num_steps, rank=rank, rows_per_rank=rows_per_rank))
 

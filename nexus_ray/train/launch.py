@@ -7,6 +7,7 @@ is never told about checkpoints and its own snapshot cannot brick a run.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from nexus_ray.errors import (
     NexusError,
     TrainingError,
 )
+from nexus_ray.session import LOCAL_HEAD
 from nexus_ray.stream.loader import DATASET, PlanDataConfig, no_dataset
 from nexus_ray.train.committed import NextStep
 from nexus_ray.train.loop import STOP_FILE, StageJob
@@ -37,14 +39,14 @@ def fit(job: StageJob, *, on_signal: Callable[[], None] = lambda: None) -> dict[
     import time
 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
     job = replace(job, called=time.time())
     cluster = job.config.cluster
     resources: dict[str, float] = {"CPU": float(cluster.cpus_per_worker or 1)}
     if cluster.use_gpu:
         resources["GPU"] = 1.0
-    trainer = TorchTrainer(
+    trainer = _trainer_class()(
         train_worker,
         train_loop_config=pack(job),
         torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=1800),
@@ -69,6 +71,22 @@ def fit(job: StageJob, *, on_signal: Callable[[], None] = lambda: None) -> dict[
             f"the same command goes on there"
         )
     return result
+
+
+def _trainer_class() -> Any:
+    """Ray's trainer; on a local head without the process that frees the resources of a dead controller, which the end
+    of the head frees anyway: it takes a second to start and a core's percent to run."""
+    from ray.train.torch import TorchTrainer
+
+    if LOCAL_HEAD not in os.environ:
+        return TorchTrainer
+
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+
+    return Trainer
 
 
 def _fit_in_thread(trainer: Any) -> Any:
