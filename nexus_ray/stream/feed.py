@@ -42,7 +42,8 @@ class _Chunk:
 
 
 class Feed:
-    """Batches of one worker, step by step. `blocks` yields Ray Data's (first step, rows) in order, or is None."""
+    """Batches of one worker, step by step. `blocks`, given a step, yields Ray Data's (first step, rows) from there on
+    in order; until `start`, and without it, this worker reads by itself."""
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class Feed:
         rank: int,
         rows_per_rank: int,
         chunk_steps: int,
-        blocks: Callable[[], Iterator[tuple[int, RankRows]]] | None,
+        blocks: Callable[[int], Iterator[tuple[int, RankRows]]] | None,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._stream, self._rank, self._rows_per_rank, self._chunk_steps = stream, rank, rows_per_rank, chunk_steps
@@ -65,14 +66,19 @@ class Feed:
         self.local_steps = 0
         """Steps whose rows this worker read by itself."""
         self._queue: queue.Queue[tuple[int, RankRows] | BaseException | None] | None = None
-        if blocks is not None:
-            self._queue = queue.Queue(maxsize=2)
-            threading.Thread(target=self._pull, args=(blocks, self._queue), daemon=True, name="feed").start()
+        self._blocks, self._begun = blocks, False
+
+    def start(self, step: int) -> None:
+        """Have Ray Data read ahead from `step` on; once."""
+        if self._blocks is not None and not self._begun:
+            self._begun, self._queue = True, queue.Queue(maxsize=2)
+            arguments = (self._blocks, step, self._queue)
+            threading.Thread(target=self._pull, args=arguments, daemon=True, name="feed").start()
 
     @staticmethod
-    def _pull(blocks: Callable[[], Iterator[Any]], out: queue.Queue[Any]) -> None:
+    def _pull(blocks: Callable[[int], Iterator[Any]], step: int, out: queue.Queue[Any]) -> None:
         try:
-            for block in blocks():
+            for block in blocks(step):
                 out.put(block)
             out.put(None)
         except BaseException as error:  # handed to the training thread, which raises or falls back
@@ -114,7 +120,7 @@ class Feed:
             if self._as_planned(first, num_steps, rows):
                 return _Chunk(first, num_steps, rows)
             return self._read(step, first + num_steps - step)
-        return self._read(step, self._chunk_steps)
+        return self._read(step, self._chunk_steps if self._begun or self._blocks is None else self._lead_steps)
 
     def _as_planned(self, first: int, num_steps: int, rows: RankRows) -> bool:
         """Whether a block holds what the plan gives this worker; it may not after the plan has grown."""

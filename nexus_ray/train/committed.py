@@ -63,14 +63,3 @@ def read_manifest(folder: Storage) -> Checkpoint:
     """The checkpoint in a folder. Raises FileNotFoundError, ValueError, KeyError or TypeError if it is none."""
     record = folder.read_json(MANIFEST)
     return Checkpoint(folder, CheckpointInfo(**record["info"]), record["files"])
-
-
-@dataclass(frozen=True)
-class NextStep:
-    """The step at which a stage goes on: after its newest committed checkpoint."""
-
-    checkpoints: Storage
-
-    def __call__(self) -> int:
-        found = committed(self.checkpoints)
-        return found[0].info.step if found else 0

@@ -23,8 +23,6 @@ from nexus_ray.errors import (
     TrainingError,
 )
 from nexus_ray.session import LOCAL_HEAD
-from nexus_ray.stream.loader import DATASET, PlanDataConfig, no_dataset
-from nexus_ray.train.committed import NextStep
 from nexus_ray.train.loop import STOP_FILE, StageJob
 from nexus_ray.train.worker import pack, train_worker
 
@@ -58,8 +56,6 @@ def fit(job: StageJob, *, on_signal: Callable[[], None] = lambda: None) -> dict[
             storage_path=job.run.child("control", "ray").uri,
             failure_config=FailureConfig(max_failures=job.config.training.max_restarts),
         ),
-        datasets={DATASET: no_dataset} if job.stream is not None else None,
-        dataset_config=PlanDataConfig(job.stream, NextStep(job.checkpoints)) if job.stream is not None else None,
     )
     with _stop_on_signals(job, on_signal):
         result = _fit_in_thread(trainer).return_value

@@ -94,7 +94,7 @@ class StageJob:
 
 
 def run_worker(
-    job: StageJob, *, context: WorkerContext, blocks: Callable[[], Any] | None, entered: float | None = None
+    job: StageJob, *, context: WorkerContext, blocks: Callable[..., Any] | None, entered: float | None = None
 ) -> dict[str, Any]:
     """Train a stage to its end, or to a requested stop; returns the stage's result.
 
@@ -126,7 +126,7 @@ class _KnownToAll(Exception):
 
 class _Stage:
     def __init__(
-        self, job: StageJob, context: WorkerContext, blocks: Callable[[], Any] | None, entered: float | None
+        self, job: StageJob, context: WorkerContext, blocks: Callable[..., Any] | None, entered: float | None
     ) -> None:
         self.job, self.context = job, context
         self.marks = {"entered": entered or time.time(), "imported": time.time()}
@@ -135,12 +135,14 @@ class _Stage:
         torch.set_num_threads(self.config.cluster.cpus_per_worker or 1)
         self.shape = BatchShape(self.training.rows_per_step, context.world, self.training.micro_batch_size)
         if job.stream is not None:
+            rows = self.shape.rows_per_rank
+            chunk = steps_per_chunk(job.stream, rows_per_rank=rows, world=context.world)
             self.feed = Feed(
                 job.stream,
                 rank=context.rank,
-                rows_per_rank=self.shape.rows_per_rank,
-                chunk_steps=steps_per_chunk(job.stream, rows_per_rank=self.shape.rows_per_rank, world=context.world),
-                blocks=blocks,
+                rows_per_rank=rows,
+                chunk_steps=chunk,
+                blocks=partial(blocks, job.stream, context.rank, rows, chunk) if blocks is not None else None,
                 warn=self._warn,
             )
         self.optimizer_step = 0
@@ -264,6 +266,7 @@ class _Stage:
         while step < job.stream.steps:
             stop = self._step(step, watch)
             step += 1
+            self.feed.start(step + 1)  # what it needs to start up would only delay the first step
             if stop:
                 self._save(step)
                 return {"interrupted": True, "step": step}

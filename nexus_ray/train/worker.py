@@ -28,12 +28,11 @@ def train_worker(settings: dict[str, bytes]) -> dict[str, Any]:
     from ray import cloudpickle
 
     job: StageJob = cloudpickle.loads(settings["job"])
-    from nexus_ray.stream.loader import blocks_of_worker
+    from nexus_ray.stream.loader import blocks_of_rank
     from nexus_ray.train.loop import WorkerContext, run_worker
 
     here = ray.train.get_context()
     context = WorkerContext(
         rank=here.get_world_rank(), world=here.get_world_size(), device=ray.train.torch.get_device()
     )
-    blocks = blocks_of_worker if job.stream is not None else None
-    return run_worker(job, context=context, blocks=blocks, entered=entered)
+    return run_worker(job, context=context, blocks=blocks_of_rank, entered=entered)

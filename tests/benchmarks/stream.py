@@ -103,32 +103,27 @@ def _fed(stream: StageStream) -> dict[str, float]:
     """One pass of the stream into an actor that stands for a training worker."""
     import ray
 
-    from nexus_ray.stream.loader import DATASET, PlanDataConfig
-
-    shard = PlanDataConfig(stream, _start).configure({}, 1)[0][DATASET]
     consumer = ray.remote(num_cpus=1)(Consumer).remote()
     try:
-        return ray.get(consumer.run.remote(stream, shard))
+        return ray.get(consumer.run.remote(stream))
     finally:
         ray.kill(consumer)
-
-
-def _start() -> int:
-    return 0
 
 
 class Consumer:
     """Draws all batches as a training worker would."""
 
-    def run(self, stream: StageStream, shard: Any) -> dict[str, float]:
+    def run(self, stream: StageStream) -> dict[str, float]:
         """The rate over all but the first eighth of the steps, once Ray Data has begun to deliver."""
         from nexus_ray.stream.feed import Feed, steps_per_chunk
-        from nexus_ray.stream.loader import blocks_of
+        from nexus_ray.stream.loader import blocks_of_rank
 
         arrived = threading.Event()
 
-        def blocks() -> Iterator[Any]:
-            for block in blocks_of(shard):
+        rows, chunk = stream.rows_per_step, steps_per_chunk(stream, rows_per_rank=stream.rows_per_step, world=1)
+
+        def blocks(step: int) -> Iterator[Any]:
+            for block in blocks_of_rank(stream, 0, rows, chunk, step):
                 yield block
                 arrived.set()
 
@@ -136,10 +131,11 @@ class Consumer:
         feed = Feed(
             stream,
             rank=0,
-            rows_per_rank=stream.rows_per_step,
-            chunk_steps=steps_per_chunk(stream, rows_per_rank=stream.rows_per_step, world=1),
+            rows_per_rank=rows,
+            chunk_steps=chunk,
             blocks=blocks,
         )
+        feed.start(0)
         arrived.wait(timeout=300)
         arrived_after = time.perf_counter() - called
         skipped = max(1, stream.steps // 8)
@@ -147,8 +143,8 @@ class Consumer:
         for step in range(stream.steps):
             if step == skipped:
                 began, waited = time.perf_counter(), feed.waited_s
-            rows = feed.batch(step)
-            touched ^= int(rows.tokens[:, ::1024].sum())  # every page is there, as after the sequential read
+            batch = feed.batch(step)
+            touched ^= int(batch.tokens[:, ::1024].sum())  # every page is there, as after the sequential read
         ended = time.perf_counter()
         per_step = stream.rows_per_step * stream.plan.seq_len
         return {

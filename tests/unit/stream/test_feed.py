@@ -36,11 +36,12 @@ def block(stream: StageStream, first: int, *, steps: int = CHUNK, rank: int = 0,
 
 
 def make(
-    stream: StageStream, blocks: Callable[[], Iterator[Block]] | None, *, rank: int = 0, world: int = 1
+    stream: StageStream, blocks: Callable[[int], Iterator[Block]] | None, *, rank: int = 0, world: int = 1
 ) -> tuple[Feed, list[str]]:
     said: list[str] = []
     per_rank = -(-ROWS // world)
     feed = Feed(stream, rank=rank, rows_per_rank=per_rank, chunk_steps=CHUNK, blocks=blocks, warn=said.append)
+    feed.start(0)
     return feed, said
 
 
@@ -60,8 +61,8 @@ def wait_for_a_block(feed: Feed) -> None:
         time.sleep(0.002)
 
 
-def given(blocks: Iterable[Block]) -> Callable[[], Iterator[Block]]:
-    return lambda: iter(list(blocks))
+def given(blocks: Iterable[Block]) -> Callable[[int], Iterator[Block]]:
+    return lambda step: iter(list(blocks))
 
 
 @pytest.mark.parametrize(("rank", "world"), [(0, 1), (0, 2), (1, 4), (3, 4)])
@@ -81,7 +82,7 @@ def test_the_first_steps_do_not_wait_for_ray_data(stream: StageStream) -> None:
     """While Ray Data starts, the worker reads by itself; blocks it has passed are dropped, the others are used."""
     go = threading.Event()
 
-    def late() -> Iterator[Block]:
+    def late(step: int) -> Iterator[Block]:
         go.wait(10)
         yield from (block(stream, k) for k in range(0, STEPS, CHUNK))
 
@@ -113,7 +114,7 @@ def test_after_the_first_block_a_late_one_is_waited_for_and_then_read(
     monkeypatch.setattr(feed_module, "PATIENCE_S", 0.05)
     stop = threading.Event()
 
-    def stalls() -> Iterator[Block]:
+    def stalls(step: int) -> Iterator[Block]:
         yield block(stream, 0)
         stop.wait(30)
 
