@@ -188,7 +188,7 @@ def test_a_block_beyond_the_stage_is_not_used(stream: StageStream) -> None:
 def test_a_failing_ray_data_does_not_fail_the_stage(stream: StageStream, after: int) -> None:
     """The error is said, and the rest is read directly."""
 
-    def fails() -> Iterator[Block]:
+    def fails(step: int) -> Iterator[Block]:
         for k in range(after):
             yield block(stream, k * CHUNK)
         raise RuntimeError("object store full")
