@@ -30,7 +30,7 @@ OBJECT_STORE_BYTES = 1 << 30
 """Object store of a local head on a machine with less memory than SMALL_MACHINE_BYTES; the stream needs far less."""
 
 QUIET = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead or finished worker is seen
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",  # how soon a dead or finished worker is seen
     "RAY_TRAIN_METRICS_ENABLED": "0",  # we keep our own
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers keep the user's folder, so relative paths mean the same
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will default to; unset, it warns
@@ -162,6 +162,8 @@ def _start_local(demands: list[Demand], hardware: Hardware) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
     # Ray would have its workers, the training ones too, give way to all else; data tasks do so by themselves.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_enable_metrics_collection", "false")  # nobody scrapes a head without a dashboard
+    os.environ.setdefault("RAY_metrics_report_interval_ms", "60000")
     os.environ[LOCAL_HEAD] = "1"
     cpus = max(demand.cpus for demand in demands) + DATA_CPUS
     ray.init(
