@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from nexus_ray.models.build import no_progress_bars
 
-_NOT_TOKENIZER = ("config.json", "generation_config.json", "manifest.json", "*.safetensors", "*.bin", "*.index.json")
+NOT_TOKENIZER = ("config.json", "generation_config.json", "manifest.json", "*.safetensors", "*.bin", "*.index.json")
 
 
 def export_model(
@@ -43,7 +43,7 @@ def export_model(
     saved_as = next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
     with no_progress_bars(), _os_errors():
         inner.save_pretrained(beside, state_dict=weights)  # empties `weights` as it goes
-    shutil.copytree(tokenizer_dir, beside, ignore=shutil.ignore_patterns(*_NOT_TOKENIZER), dirs_exist_ok=True)
+    shutil.copytree(tokenizer_dir, beside, ignore=shutil.ignore_patterns(*NOT_TOKENIZER), dirs_exist_ok=True)
     _record_dtype(beside / "config.json", saved_as)
     shutil.rmtree(out_dir, ignore_errors=True)
     beside.rename(out_dir)

@@ -1,15 +1,22 @@
-"""The fingerprint of the weights a run starts from."""
+"""Fingerprints of weights: of those a run starts from, and of those in memory."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
+
+import torch
+from torch import nn
 
 from nexus_ray.config.tree import ModelConfig
 from nexus_ray.models.build import model_config
 
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json")
+_HASHED_AT_ONCE = 1 << 24
+ADAPTER_PARAMETER = r"\.(lora_\w+|osft_core)(\.|$)"
+"""Matches the names of parameters that `lora` and `osft` add to a model."""
 
 
 def model_fingerprint(config: ModelConfig, *, vocab_size: int, eos_id: int, seed: int) -> str:
@@ -31,3 +38,25 @@ def _hash_files(folder: Path) -> dict[str, str]:
         with path.open("rb") as file:
             digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
+
+
+def base_sha256(model: nn.Module) -> str:
+    """64 hex digits of the parameters' names, shapes and values, those of adapters left out.
+
+    The same before and after adapters are put on, whatever the device. Values are hashed as float32, which holds those
+    of bfloat16 and float16 exactly: a model that was stored in bfloat16 hashes alike when loaded in float32. To be
+    taken before ZeRO-3 partitions the weights.
+    """
+    named = {plain_name(name): p for name, p in model.named_parameters() if not re.search(ADAPTER_PARAMETER, name)}
+    digest = hashlib.sha256()
+    for name, parameter in sorted(named.items()):
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        for part in parameter.detach().reshape(-1).split(_HASHED_AT_ONCE):
+            exact = part.float() if part.is_floating_point() else part
+            digest.update(exact.cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def plain_name(name: str) -> str:
+    """What the base model calls a parameter that an adapted one calls `name`."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
