@@ -36,6 +36,7 @@ class Shard:
     file: str
     """Token file relative to `<root>/<split>`, `tokens-00000.parquet`."""
     tokens: int
+    """Entries of the token file, padding included."""
     documents: int
     bytes: int
     """Size of the token file."""
@@ -49,6 +50,15 @@ class Shard:
     """Size of the document table."""
     table_sha256: str = ""
     """Hex digest of the document table."""
+    padding: int = 0
+    """Entries that are no token: the rest of rows that hold whole conversations."""
+    answers: int | None = None
+    """Tokens that are learned; None: all but each document's first."""
+
+    @property
+    def targets(self) -> int:
+        """Tokens that are learned."""
+        return self.tokens - self.documents if self.answers is None else self.answers
 
     @property
     def table(self) -> str:
@@ -82,6 +92,8 @@ class TokenManifest:
     """What happened to tokens on the way: `tokens_dropped`, `eos_in_text` (both zero unless something is odd)."""
     quarantined: tuple[str, ...] = ()
     """Files of shards that were set aside as corrupt."""
+    seq_len: int | None = None
+    """Length of the rows that whole conversations were laid out in; None: text, which rows of any length cut."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -97,8 +109,23 @@ class TokenManifest:
 
     @cached_property
     def tokens(self) -> int:
-        """Tokens, one end-of-document token per document included."""
-        return sum(shard.tokens for shard in self.shards)
+        """Tokens, one end-of-document token per document included, padding not."""
+        return sum(shard.tokens - shard.padding for shard in self.shards)
+
+    @cached_property
+    def targets(self) -> int:
+        """Tokens that are learned: of text all but each document's first, of conversations the answers."""
+        return sum(shard.targets for shard in self.shards)
+
+    @cached_property
+    def padding(self) -> int:
+        """Places in rows that hold no token."""
+        return sum(shard.padding for shard in self.shards)
+
+    @property
+    def packing_efficiency(self) -> float:
+        """Share of the places in rows that hold a token."""
+        return self.tokens / max(1, self.tokens + self.padding)
 
     @cached_property
     def text_bytes(self) -> int:
@@ -156,6 +183,7 @@ class TokenManifest:
             "fingerprint": self.fingerprint,
             "documents": self.documents,
             "tokens": self.tokens,
+            "seq_len": self.seq_len,
             "text_bytes": self.text_bytes,
             "shards": [asdict(shard) for shard in self.shards],
         }
@@ -169,11 +197,12 @@ class TokenManifest:
                 f"{where} has format {data.get('format')!r} and this version reads {FORMAT}; delete the folder {root} "
                 f"and it is built again"
             )
-        names = {item.name for item in fields(cls)} - {"root", "shards", "quarantined"}
+        names = {item.name for item in fields(cls)} - {"root", "shards", "quarantined", "seq_len"}
         try:
             shards = tuple(Shard(**shard) for shard in data["shards"])
             kept = {name: data[name] for name in names}
-            manifest = cls(root=root, shards=shards, quarantined=tuple(data["quarantined"]), **kept)
+            set_aside, seq_len = tuple(data["quarantined"]), data.get("seq_len")
+            manifest = cls(root=root, shards=shards, quarantined=set_aside, seq_len=seq_len, **kept)
         except (KeyError, TypeError) as error:
             raise DataError(f"{where} is incomplete ({error}); delete {root} and it is built again") from None
         if manifest.fingerprint != data.get("fingerprint"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from nexus_ray.config.tree import RunConfig
 from nexus_ray.corpora.build import Found, build_documents, find_documents, settings_hash
+from nexus_ray.corpora.chat_template import DROPPED, TOO_LONG, template_fingerprint
 from nexus_ray.corpora.documents import DocumentManifest, load_index
 from nexus_ray.corpora.manifest import MANIFEST_FILE, SPLITS, TokenManifest, load_manifest, save_manifest
 from nexus_ray.corpora.sources import CorpusSource, open_source
@@ -25,11 +26,13 @@ from nexus_ray.corpora.tokenizer import (
     TokenizerManifest,
     TrainingPart,
     build_tokenizer,
+    chosen_template,
     find_tokenizer,
+    pretrained_name,
     trained_domains,
 )
 from nexus_ray.corpora.tokenizer import folder_name as tokenizer_folder_name
-from nexus_ray.corpora.tokens import base_fingerprint, plan_shards, write_shard
+from nexus_ray.corpora.tokens import ChatLayout, WrittenShard, base_fingerprint, plan_shards, write_shard
 from nexus_ray.corpora.tokens import folder_name as tokens_folder_name
 from nexus_ray.corpora.verify import check_tokenizer, usable
 from nexus_ray.errors import ConfigError, DataError
@@ -51,8 +54,9 @@ class PreparedDomain:
     attribution: str | None
     source: str
     """For people: where the text comes from."""
-    stats: dict[str, int] = field(default_factory=dict)
-    """Counts of documents and tokens, and of everything that was left out."""
+    stats: dict[str, float] = field(default_factory=dict)
+    """Counts of documents and tokens, and of everything that was left out; of a chat domain also of its padding, and
+    `packing_efficiency`, the share of places in rows that hold a token."""
     manifest: DocumentManifest | None = None
 
 
@@ -109,7 +113,8 @@ def find_prepared(config: RunConfig) -> PreparedData | None:
     tokenizer = find_tokenizer(folder)
     if tokenizer is None:
         return None
-    drafts = {name: _token_drafts(config, shared, documents[name], tokenizer) for name in documents}
+    layouts = _layouts(config, folder, documents)
+    drafts = {name: _token_drafts(config, shared, documents[name], tokenizer, layouts[name]) for name in documents}
     if any(draft.batches < len(documents[name].batches) for name in drafts for draft in drafts[name].values()):
         return None
     return _prepared(config, folder, tokenizer, documents, drafts)
@@ -210,11 +215,19 @@ def shared_texts(config: RunConfig, documents: dict[str, DocumentManifest]) -> d
 
 
 def _training_parts(config: RunConfig, documents: dict[str, DocumentManifest]) -> list[TrainingPart]:
-    return [TrainingPart(documents[name], config.domains[name].held_out_fraction) for name in trained_domains(config)]
+    return [
+        TrainingPart(documents[name], config.domains[name].held_out_fraction, config.domains[name].format == "chat")
+        for name in trained_domains(config)
+    ]
+
+
+def _template(config: RunConfig) -> str | None:
+    chat = any(config.domains[name].format == "chat" for name in used_domains(config))
+    return chosen_template(config.model.tokenizer, chat=chat)
 
 
 def _tokenizer_folder(config: RunConfig, shared: Storage, documents: dict[str, DocumentManifest]) -> Storage:
-    name = tokenizer_folder_name(config.model, _training_parts(config, documents))
+    name = tokenizer_folder_name(config.model, _training_parts(config, documents), template=_template(config))
     return shared.child("tokenizers", name)
 
 
@@ -225,23 +238,46 @@ def _build_tokenizer(
     with _locks(shared, [f"tokenizers-{folder.name}"]):
         manifest = find_tokenizer(folder)
         if manifest is None:
-            manifest = build_tokenizer(config.model, _training_parts(config, documents), folder, progress=progress)
+            parts = _training_parts(config, documents)
+            manifest = build_tokenizer(config.model, parts, folder, progress=progress, template=_template(config))
     return folder, manifest
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------
 
 
-def _tokens_folder(config: RunConfig, shared: Storage, documents: DocumentManifest, tokenizer: str) -> Storage:
+def _layouts(config: RunConfig, tokenizer: Storage, names: Iterable[str]) -> dict[str, ChatLayout | None]:
+    """How the conversations of each domain become rows; None for text. Raises ConfigError without a chat template."""
+    chat = [name for name in names if config.domains[name].format == "chat"]
+    if not chat:
+        return dict.fromkeys(names)
+    template = template_fingerprint(tokenizer)
+    if template is None:
+        raise ConfigError(
+            f"model.tokenizer.chat_template: {pretrained_name(config.model)} has no chat template, which "
+            f"domains.{chat[0]}.format='chat' needs; set it to `default`, or to a file with a Jinja template"
+        )
+    layout = ChatLayout(template, config.training.seq_len)
+    return {name: layout if name in chat else None for name in names}
+
+
+def _tokens_folder(
+    config: RunConfig, shared: Storage, documents: DocumentManifest, tokenizer: str, layout: ChatLayout | None
+) -> Storage:
     fraction = config.domains[documents.domain].held_out_fraction
-    return shared.child("tokens", tokens_folder_name(documents, tokenizer, fraction, config.data.shard_tokens))
+    name = tokens_folder_name(documents, tokenizer, fraction, config.data.shard_tokens, layout)
+    return shared.child("tokens", name)
 
 
 def _token_drafts(
-    config: RunConfig, shared: Storage, documents: DocumentManifest, tokenizer: TokenizerManifest
+    config: RunConfig,
+    shared: Storage,
+    documents: DocumentManifest,
+    tokenizer: TokenizerManifest,
+    layout: ChatLayout | None,
 ) -> dict[str, TokenManifest]:
     """Manifest of each split as far as it exists, cut to the batches of `documents`; an empty one to start from."""
-    folder = _tokens_folder(config, shared, documents, tokenizer.fingerprint)
+    folder = _tokens_folder(config, shared, documents, tokenizer.fingerprint, layout)
     fraction = config.domains[documents.domain].held_out_fraction
     drafts = {}
     for split in SPLITS:
@@ -256,8 +292,9 @@ def _token_drafts(
             vocab_size=tokenizer.vocab_size,
             eos_id=tokenizer.eos_id,
             shards=(),
-            base=base_fingerprint(split, tokenizer.fingerprint, fraction),
+            base=base_fingerprint(split, tokenizer.fingerprint, fraction, layout),
             batches=0,
+            seq_len=None if layout is None else layout.seq_len,
         )
     return drafts
 
@@ -270,9 +307,13 @@ def _build_tokens(
     tokenizer: TokenizerManifest,
     progress: Progress,
 ) -> dict[str, dict[str, TokenManifest]]:
-    names = [_tokens_folder(config, shared, manifest, tokenizer.fingerprint).name for manifest in documents.values()]
+    layouts = _layouts(config, folder, documents)
+    names = [
+        _tokens_folder(config, shared, manifest, tokenizer.fingerprint, layouts[name]).name
+        for name, manifest in documents.items()
+    ]
     with _locks(shared, [f"tokens-{name}" for name in names]):
-        drafts = {name: _token_drafts(config, shared, documents[name], tokenizer) for name in documents}
+        drafts = {name: _token_drafts(config, shared, documents[name], tokenizer, layouts[name]) for name in documents}
         missing = [
             draft
             for name in documents
@@ -286,6 +327,7 @@ def _build_tokens(
                 held_out_fraction=config.domains[draft.domain].held_out_fraction,
                 shard_tokens=config.data.shard_tokens,
                 tokenizer=folder,
+                layout=layouts[draft.domain],
             )
             for draft in missing
         ]
@@ -293,14 +335,45 @@ def _build_tokens(
             progress(f"tokens: encoding {', '.join(dict.fromkeys(draft.domain for draft in missing))}")
         specs = [spec for plan in plans for spec in plan]
         written = run_tasks(write_shard, specs, cost=lambda spec: spec.text_bytes, progress=progress, label="tokens")
-        for draft, plan in zip(missing, plans, strict=True):
-            own, written = written[: len(plan)], written[len(plan) :]
-            stats = {"tokens_dropped": 0, "eos_in_text": sum(item.eos_in_text for item in own)}
+        made = iter(written)
+        parts = [[next(made) for _ in plan] for plan in plans]
+        for name, layout in layouts.items():
+            if layout is not None:
+                pairs = zip(missing, parts, strict=True)
+                mine = [item for draft, part in pairs if draft.domain == name for item in part]
+                _check_dropped(name, layout, mine, progress)
+        for draft, own in zip(missing, parts, strict=True):
+            stats = {
+                "tokens_dropped": sum(item.tokens_dropped for item in own),
+                "eos_in_text": sum(item.eos_in_text for item in own),
+                **{key: sum(item.dropped[key] for item in own) for key in DROPPED if layouts[draft.domain]},
+            }
             batches = len(documents[draft.domain].batches)
             manifest = draft.extended([item.shard for item in own], batches=batches, stats=stats)
             save_manifest(manifest)
             drafts[draft.domain][draft.split] = manifest
     return drafts
+
+
+def _check_dropped(domain: str, layout: ChatLayout, written: list[WrittenShard], progress: Progress) -> None:
+    """Say which conversations were left out. Raises DataError if that is more than half of them."""
+    counts = {key: sum(item.dropped[key] for item in written) for key in DROPPED}
+    dropped, kept = sum(counts.values()), sum(item.shard.documents for item in written)
+    if not dropped:
+        return
+    too_long, refused = counts[TOO_LONG], dropped - counts[TOO_LONG]
+    reasons = []
+    if too_long:
+        longest = max(item.longest for item in written)
+        reasons.append(f"{too_long} longer than training.seq_len={layout.seq_len} (the longest has {longest} tokens)")
+    if refused:
+        first = next(item.refused for item in written if item.refused)
+        reasons.append(f"{refused} not fit for the chat template (the first, {first})")
+    found = f"domains.{domain}: {dropped} of {dropped + kept} conversations left out: {' and '.join(reasons)}"
+    if dropped > kept:
+        way = "raise training.seq_len" if too_long >= refused else "choose another model.tokenizer.chat_template"
+        raise DataError(f"{found}; {way}, or mend the records")
+    progress(f"warning: {found}")
 
 
 # --- the result ----------------------------------------------------------------------------------------------------
@@ -317,9 +390,11 @@ def _prepared(
     for name, manifest in documents.items():
         source = config.domains[name].source
         train, held_out = drafts[name]["train"], drafts[name]["held_out"]
-        tokens = {
-            key: train.stats.get(key, 0) + held_out.stats.get(key, 0) for key in ("tokens_dropped", "eos_in_text")
-        }
+        keys = ("tokens_dropped", "eos_in_text", *(DROPPED if train.seq_len is not None else ()))
+        tokens: dict[str, float] = {key: train.stats.get(key, 0) + held_out.stats.get(key, 0) for key in keys}
+        if train.seq_len is not None:
+            tokens |= {"answer_tokens": train.targets, "padding_tokens": train.padding}
+            tokens["packing_efficiency"] = round(train.packing_efficiency, 4)
         domains[name] = PreparedDomain(
             name=name,
             documents=manifest.folder,

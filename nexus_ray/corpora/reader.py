@@ -4,7 +4,8 @@ Row i of a shard holds its tokens [i S, i S + S + 1): S inputs and, shifted by o
 a document's first is a target exactly once. The last row of a shard is padded; rows never cross shards.
 
 Wire format of a row (int32, S + 1 wide): t >= 0 continues a document, ~t (= -t - 1) is the first token of a document,
-`PAD` is nothing.
+`PAD` is nothing. The bit `NO_LOSS` set in t makes it an input that is no target (a conversation's prompts); the rest of
+t is the token. Shards of conversations hold those bits and the padding of their rows as they are read.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from nexus_ray.errors import DataError
 from nexus_ray.storage import Storage
 
 PAD = np.int32(np.iinfo(np.int32).min)
+NO_LOSS = 1 << 29
+"""Set in a token that is read but not predicted; vocabularies are smaller."""
 CACHE_GROUPS = 160
 """Row groups (of 256 KiB) that a process keeps: the windows in which a mixture of a few domains is shuffled."""
 PIECE_TOKENS = 2**20
@@ -32,6 +35,12 @@ class TokenReader:
     """Random access to the packed rows of one domain; memory is bounded by the rows asked for and `CACHE_GROUPS`."""
 
     def __init__(self, manifest: TokenManifest, seq_len: int) -> None:
+        if manifest.seq_len not in (None, seq_len):
+            raise DataError(
+                f"the conversations of domain {manifest.domain} at {manifest.root} were laid out in rows of "
+                f"{manifest.seq_len} tokens, and rows of {seq_len} are asked for, which would cut them; prepare again "
+                f"with training.seq_len={seq_len}"
+            )
         self.manifest = manifest
         self.seq_len = seq_len
         rows = [shard.rows(seq_len) for shard in manifest.shards]
@@ -111,7 +120,8 @@ class TokenReader:
                 f"file, or set data.on_corrupt: quarantine (under another name) to leave the shard out"
             ) from None
         sizes = [min(ROW_GROUP_TOKENS, shard.tokens - number * ROW_GROUP_TOKENS) for number in numbers]
-        if flat.size != sum(sizes) or not 0 <= int(flat.min()) <= int(flat.max()) < self.manifest.vocab_size:
+        known = flat if self.manifest.seq_len is None else token_ids(flat)
+        if known.size != sum(sizes) or not 0 <= int(known.min()) <= int(known.max()) < self.manifest.vocab_size:
             raise DataError(
                 f"token shard {path} of domain {self.manifest.domain!r} does not hold {sum(sizes)} tokens below "
                 f"{self.manifest.vocab_size} from token {low} on: it was cut short or made with another tokenizer. "
@@ -123,6 +133,12 @@ class TokenReader:
             marks = starts[np.searchsorted(starts, at) : np.searchsorted(starts, at + group.size)] - at
             group[marks] = ~group[marks]
         return groups
+
+
+def token_ids(wire: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Tokens of wire-format entries, without marks and flags; 0 for padding."""
+    unmarked = np.where(wire < 0, ~wire, wire) & ~np.int32(NO_LOSS)
+    return np.where(wire == PAD, 0, unmarked).astype(np.int32)
 
 
 @lru_cache(maxsize=32)

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from nexus_ray.config.tree import ModelConfig, RunConfig, TokenizerConfig
+from nexus_ray.corpora.chat_template import DEFAULT_TEMPLATE, TEMPLATE_FILE, check_template
+from nexus_ray.corpora.conversations import contents
 from nexus_ray.corpora.documents import DocumentManifest, held_out_threshold, iter_documents, load_index
 from nexus_ray.corpora.manifest import MANIFEST_FILE, stable_hash
+from nexus_ray.corpora.reader import NO_LOSS
 from nexus_ray.errors import ConfigError, DataError
 from nexus_ray.hub import hub_answers
 from nexus_ray.storage import Storage
@@ -25,6 +28,7 @@ VERSION = 1
 _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
+    TEMPLATE_FILE,
     "special_tokens_map.json",
     "tokenizer.model",
     "vocab.json",
@@ -51,6 +55,8 @@ class TrainingPart:
 
     documents: DocumentManifest
     held_out_fraction: float
+    chat: bool = False
+    """Whether its documents are conversations, of which the tokenizer sees what is said."""
 
 
 def trained_domains(config: RunConfig) -> tuple[str, ...]:
@@ -75,17 +81,44 @@ def pretrained_name(model: ModelConfig) -> str:
     )
 
 
-def folder_name(model: ModelConfig, parts: Sequence[TrainingPart]) -> str:
-    """Name of the tokenizer's folder, known before the work is done."""
+def chosen_template(config: TokenizerConfig, *, chat: bool) -> str | None:
+    """The chat template to put into the tokenizer's folder; None to leave it as it comes.
+
+    `chat` tells whether the run has conversations; only then does a tokenizer trained here get one unasked. Raises
+    ConfigError if the file cannot be used.
+    """
+    setting = config.chat_template
+    if setting is None:
+        return DEFAULT_TEMPLATE if chat and config.source == "train" else None
+    if setting == "default":
+        return DEFAULT_TEMPLATE
+    where = f"model.tokenizer.chat_template={setting!r}"
+    try:
+        text = Path(setting).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{where} cannot be read ({error}); name a file with a Jinja template, or `default`"
+        ) from None
+    check_template(text, where)
+    return text
+
+
+def folder_name(model: ModelConfig, parts: Sequence[TrainingPart], *, template: str | None = None) -> str:
+    """Name of the tokenizer's folder, known before the work is done. `template` is that of `chosen_template`."""
     config = model.tokenizer
+    chat = [] if template is None else [template]
     if config.source == "train":
-        trained_on = [[part.documents.prefix(1).fingerprint, part.held_out_fraction] for part in parts]
-        return f"bpe{config.vocab_size}-{stable_hash([VERSION, config.vocab_size, config.sample_bytes, trained_on])}"
+        trained_on = [
+            [part.documents.prefix(1).fingerprint, part.held_out_fraction, *(["chat"] if part.chat else [])]
+            for part in parts
+        ]
+        settings = [VERSION, config.vocab_size, config.sample_bytes, trained_on, *chat]
+        return f"bpe{config.vocab_size}-{stable_hash(settings)}"
     name = pretrained_name(model)
     folder = Path(name).expanduser()
     files = [folder / file for file in _FILES if (folder / file).is_file()]
     content = [[file.name, hashlib.sha256(file.read_bytes()).hexdigest()] for file in files]
-    return f"{Path(name).name}-{stable_hash([VERSION, content or [name, model.revision]])}"
+    return f"{Path(name).name}-{stable_hash([VERSION, content or [name, model.revision], *chat])}"
 
 
 def find_tokenizer(folder: Storage) -> TokenizerManifest | None:
@@ -124,9 +157,17 @@ def _digest(folder: Storage) -> str:
 
 
 def build_tokenizer(
-    model: ModelConfig, parts: Sequence[TrainingPart], folder: Storage, *, progress: Callable[[str], None]
+    model: ModelConfig,
+    parts: Sequence[TrainingPart],
+    folder: Storage,
+    *,
+    progress: Callable[[str], None],
+    template: str | None = None,
 ) -> TokenizerManifest:
-    """Train or fetch the tokenizer into `folder`. Raises ConfigError if it has no EOS or cannot be loaded."""
+    """Train or fetch the tokenizer into `folder`, with the chat template of `chosen_template` if there is one.
+
+    Raises ConfigError if it has no EOS or cannot be loaded.
+    """
     if model.tokenizer.source == "train":
         domains = ", ".join(part.documents.domain for part in parts)
         progress(f"tokenizer: training {model.tokenizer.vocab_size} entries on {domains}")
@@ -136,11 +177,22 @@ def build_tokenizer(
         progress(f"tokenizer: loading {pretrained_name(model)}")
         files, eos_token = _fetch_pretrained(model)
         source = pretrained_name(model)
+    if template is not None:
+        files = _with_template(files, template)
     manifest = _manifest(files["tokenizer.json"], eos_token, source)
     for name, data in files.items():
         folder.write_bytes(data, name)
     folder.write_json(asdict(manifest), MANIFEST_FILE)
     return manifest
+
+
+def _with_template(files: dict[str, bytes], template: str) -> dict[str, bytes]:
+    """The tokenizer's files with this chat template as the only one."""
+    kept = {name: data for name, data in files.items() if not name.endswith(".jinja")}
+    settings = json.loads(kept["tokenizer_config.json"])
+    settings.pop("chat_template", None)
+    kept["tokenizer_config.json"] = (json.dumps(settings, indent=1, ensure_ascii=False) + "\n").encode()
+    return {**kept, TEMPLATE_FILE: template.encode()}
 
 
 def _manifest(data: bytes, eos_token: str, source: str) -> TokenizerManifest:
@@ -152,6 +204,8 @@ def _manifest(data: bytes, eos_token: str, source: str) -> TokenizerManifest:
             f"model.tokenizer.source: {source} names {eos_token!r} as its end-of-document token, which is not in its "
             f"vocabulary; mend its tokenizer_config.json, or set model.tokenizer.source: train"
         )
+    if max(vocabulary.values()) >= NO_LOSS:
+        raise ConfigError(f"model.tokenizer.source: {source} has a token of number {NO_LOSS} or more; use another")
     eos_id = vocabulary[eos_token]
     fingerprint = stable_hash([hashlib.sha256(data).hexdigest(), eos_id])
     return TokenizerManifest(fingerprint, max(vocabulary.values()) + 1, eos_id, eos_token, source)
@@ -202,7 +256,7 @@ def sample_texts(part: TrainingPart, budget: int) -> Iterator[str]:
         size = len(row["text"].encode())
         if int(row["id"], 16) < last and size <= left:
             left -= size
-            yield row["text"]
+            yield contents(row["text"]) if part.chat else row["text"]
 
 
 # --- ready-made tokenizers -----------------------------------------------------------------------------------------

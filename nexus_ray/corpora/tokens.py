@@ -1,14 +1,15 @@
 """Token shards: flat tokens and a table of documents, written by independent tasks.
 
-Invariant: shard n holds the same bytes whatever the parallelism; every document is all its tokens and one EOS, in
-source order, none dropped and none twice.
+Invariant: shard n holds the same bytes whatever the parallelism; every text is all its tokens and one EOS, in source
+order, none dropped and none twice. A conversation is its tokens as the chat template gives them, whole inside one row
+of `ChatLayout.seq_len`; one that cannot be is left out and counted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -17,16 +18,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from nexus_ray.corpora.chat_template import DROPPED, TOO_LONG, Conversation, Refusal, load_chat_encoder
+from nexus_ray.corpora.conversations import messages_of
 from nexus_ray.corpora.documents import DocumentManifest, document_id, held_out_threshold, load_index, read_rows
 from nexus_ray.corpora.manifest import ROW_GROUP_TOKENS, Shard, TokenManifest, stable_hash
+from nexus_ray.corpora.packing import pack
+from nexus_ray.corpora.reader import PAD
 from nexus_ray.errors import DataError
 from nexus_ray.storage import Storage
 
 VERSION = 1
+CHAT_VERSION = 1
+"""Raised when the same conversations would give other rows than before."""
 BYTES_PER_TOKEN = 4
 """For the size of shards only, which is planned before tokenising."""
 METADATA_KEY = b"nexus_ray"
 _ENCODE_DOCUMENTS = 512
+
+
+@dataclass(frozen=True)
+class ChatLayout:
+    """How conversations become rows: what their shards depend on beside the tokenizer."""
+
+    template: str
+    """Fingerprint of the chat template."""
+    seq_len: int
 
 
 @dataclass(frozen=True)
@@ -57,25 +73,46 @@ class ShardSpec:
     expected: int
     """Documents the shard must come to hold."""
     text_bytes: int
+    layout: ChatLayout | None = None
+    """None: the documents are text."""
 
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """A shard and how many EOS tokens stood inside texts (zero, unless the tokenizer makes one from plain text)."""
+    """A shard, how many EOS tokens stood inside texts (zero, unless the tokenizer makes one from plain text), and the
+    conversations that were left out."""
 
     shard: Shard
     eos_in_text: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Conversations left out, by reason."""
+    tokens_dropped: int = 0
+    """Tokens of those that are longer than a row."""
+    longest: int = 0
+    """Tokens of the longest conversation, kept or not."""
+    refused: str = ""
+    """Which conversation was refused first, and why."""
 
 
-def base_fingerprint(split: str, tokenizer: str, held_out_fraction: float) -> str:
+def base_fingerprint(split: str, tokenizer: str, held_out_fraction: float, layout: ChatLayout | None = None) -> str:
     """Start of a manifest's chain of fingerprints: the settings. The content comes in with the shards."""
-    return stable_hash([VERSION, split, tokenizer, held_out_fraction])
+    return stable_hash([VERSION, split, tokenizer, held_out_fraction, *_key(layout)])
 
 
-def folder_name(documents: DocumentManifest, tokenizer: str, held_out_fraction: float, shard_tokens: int) -> str:
+def folder_name(
+    documents: DocumentManifest,
+    tokenizer: str,
+    held_out_fraction: float,
+    shard_tokens: int,
+    layout: ChatLayout | None = None,
+) -> str:
     """`<domain>-<hash>`, known before the work is done; the same for a corpus that has grown."""
-    parts = [VERSION, documents.folder.name, tokenizer, held_out_fraction, shard_tokens]
+    parts = [VERSION, documents.folder.name, tokenizer, held_out_fraction, shard_tokens, *_key(layout)]
     return f"{documents.domain}-{stable_hash(parts)}"
+
+
+def _key(layout: ChatLayout | None) -> list[object]:
+    return [] if layout is None else ["chat", CHAT_VERSION, layout.template, layout.seq_len]
 
 
 def plan_shards(
@@ -85,6 +122,7 @@ def plan_shards(
     held_out_fraction: float,
     shard_tokens: int,
     tokenizer: Storage,
+    layout: ChatLayout | None = None,
 ) -> list[ShardSpec]:
     """Work items for the batches that `manifest` does not cover yet: a pure function of its arguments' content."""
     specs: list[ShardSpec] = []
@@ -110,6 +148,7 @@ def plan_shards(
                     eos_id=manifest.eos_id,
                     expected=len(members),
                     text_bytes=int(index.sizes[members].sum()),
+                    layout=layout,
                 )
             )
     return specs
@@ -197,11 +236,17 @@ class ShardBuffer:
     """Documents on their way into one shard."""
 
     eos_id: int
+    layout: ChatLayout | None = None
     ids: list[str] = field(default_factory=list)
     tokens: list[NDArray[np.int32]] = field(default_factory=list)
     bytes: list[int] = field(default_factory=list)
     predicted_bytes: list[int] = field(default_factory=list)
     eos_in_text: int = 0
+    answers: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    tokens_dropped: int = 0
+    longest: int = 0
+    refused: str = ""
 
     def add(self, document: str, text: str, encoded: Encoded) -> None:
         size = len(text.encode())
@@ -211,19 +256,48 @@ class ShardBuffer:
         self.predicted_bytes.append(size - min(encoded.first_bytes, size))
         self.eos_in_text += int((encoded.ids == self.eos_id).sum())
 
+    def add_conversation(self, document: str, text: str, made: Conversation | Refusal) -> None:
+        """Keep a conversation that fits into a row; count any other by its reason."""
+        assert self.layout is not None
+        if isinstance(made, Refusal):
+            self.dropped[made.count] = self.dropped.get(made.count, 0) + 1
+            self.refused = self.refused or f"document {document}: {made.reason}"
+            return
+        self.longest = max(self.longest, len(made.ids))
+        if len(made.ids) > self.layout.seq_len:
+            self.dropped[TOO_LONG] = self.dropped.get(TOO_LONG, 0) + 1
+            self.tokens_dropped += len(made.ids)
+            return
+        self.ids.append(document)
+        self.tokens.append(made.ids)
+        self.bytes.append(len(text.encode()))
+        self.predicted_bytes.append(made.answer_bytes)
+        self.answers += made.targets
+
+    def _laid_out(self) -> tuple[list[int], NDArray[np.int64], NDArray[np.int32]]:
+        """Numbers of the documents in the order they stand in, the offset of each, and the tokens with padding."""
+        lengths = np.array([len(part) for part in self.tokens], np.int64)
+        if self.layout is None:
+            return list(range(len(lengths))), np.cumsum(lengths) - lengths, np.concatenate(self.tokens)
+        packing = pack(lengths, self.layout.seq_len)
+        tokens = np.full(packing.size, PAD, np.int32)
+        for number, offset in zip(packing.order.tolist(), packing.offsets.tolist(), strict=True):
+            tokens[offset : offset + len(self.tokens[number])] = self.tokens[number]
+        return packing.order.tolist(), packing.offsets, tokens
+
     def write(self, target: Storage, number: int, *, batch: int, metadata: dict[str, str | int]) -> Shard:
         """Both files of the shard, each at once; the table last."""
-        tokens = np.concatenate(self.tokens)
-        counts = np.array([len(part) for part in self.tokens], np.int32)
+        order, offsets, tokens = self._laid_out()
+        counts = np.array([len(self.tokens[i]) for i in order], np.int32)
         token_file, table_file = f"tokens-{number:05d}.parquet", f"documents-{number:05d}.parquet"
         token_data = _token_bytes(tokens, metadata)
         table = pa.table(
             {
-                "id": pa.array(self.ids, pa.string()),
-                "offset": np.cumsum(counts, dtype=np.int64) - counts,
+                "id": pa.array([self.ids[i] for i in order], pa.string()),
+                "offset": offsets,
                 "tokens": counts,
-                "bytes": np.array(self.bytes, np.int32),
-                "predicted_bytes": np.array(self.predicted_bytes, np.int32),
+                "bytes": np.array([self.bytes[i] for i in order], np.int32),
+                "predicted_bytes": np.array([self.predicted_bytes[i] for i in order], np.int32),
             }
         )
         sink = pa.BufferOutputStream()
@@ -241,6 +315,8 @@ class ShardBuffer:
             text_bytes=sum(self.bytes),
             table_bytes=len(table_data),
             table_sha256=hashlib.sha256(table_data).hexdigest(),
+            padding=len(tokens) - int(counts.sum()),
+            answers=None if self.layout is None else self.answers,
         )
 
 
@@ -265,19 +341,20 @@ def _tagged(table: pa.Table, metadata: dict[str, str | int]) -> pa.Table:
 
 def write_shard(spec: ShardSpec) -> WrittenShard:
     """Tokenise one shard's documents; runs in a task. Raises DataError if the documents are not as planned."""
-    encoder = load_encoder(spec.tokenizer)
-    buffer = ShardBuffer(spec.eos_id)
+    buffer = ShardBuffer(spec.eos_id, spec.layout)
+    found = 0
     for ids, texts in _batches(spec):
-        for document, text, encoded in zip(ids, texts, encoder.encode(texts), strict=True):
+        found += len(ids)
+        for document, text in zip(ids, texts, strict=True):
             if document_id(text) != document:
                 raise DataError(
                     f"{spec.documents.uri}: the text of document {document} ({spec.domain}) does not fit its id; the "
                     f"files are damaged: delete the folder and it is built again"
                 )
-            buffer.add(document, text, encoded)
-    if len(buffer.ids) != spec.expected:
+        _encode(spec, buffer, ids, texts)
+    if found != spec.expected:
         raise DataError(
-            f"{spec.documents.uri} gives {len(buffer.ids)} documents for shard {spec.number} of {spec.split} where "
+            f"{spec.documents.uri} gives {found} documents for shard {spec.number} of {spec.split} where "
             f"{spec.expected} were counted; the folder was changed: delete it and it is built again"
         )
     metadata: dict[str, str | int] = {
@@ -287,7 +364,20 @@ def write_shard(spec: ShardSpec) -> WrittenShard:
         "eos_id": spec.eos_id,
     }
     shard = buffer.write(spec.target, spec.number, batch=spec.batch, metadata=metadata)
-    return WrittenShard(shard, buffer.eos_in_text)
+    dropped = {} if spec.layout is None else {name: buffer.dropped.get(name, 0) for name in DROPPED}
+    return WrittenShard(
+        shard, buffer.eos_in_text, dropped, buffer.tokens_dropped, longest=buffer.longest, refused=buffer.refused
+    )
+
+
+def _encode(spec: ShardSpec, buffer: ShardBuffer, ids: Sequence[str], texts: Sequence[str]) -> None:
+    if spec.layout is None:
+        for document, text, encoded in zip(ids, texts, load_encoder(spec.tokenizer).encode(texts), strict=True):
+            buffer.add(document, text, encoded)
+        return
+    made = load_chat_encoder(spec.tokenizer).encode([messages_of(text) for text in texts])
+    for document, text, conversation in zip(ids, texts, made, strict=True):
+        buffer.add_conversation(document, text, conversation)
 
 
 def _batches(spec: ShardSpec) -> Iterator[tuple[list[str], list[str]]]:

@@ -1,6 +1,7 @@
 """Held-out scores per domain, summed over tokens in float64 and kept per document.
 
-Invariant: every token of a chosen document but its first is scored exactly once, and what a document scores depends
+Invariant: every token of a chosen document but its first is scored exactly once (of a conversation, every token of its
+answers), and what a document scores depends
 neither on the number of workers nor on the other domains: the same batches are formed for any number of workers and
 dealt out whole, and each piece of a document is summed by one worker, to which the others add zero. Where the forward
 pass itself is repeatable, so is every figure, bit for bit.
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from nexus_ray.corpora.manifest import ROW_GROUP_TOKENS, Shard, TokenManifest
-from nexus_ray.corpora.reader import PAD
+from nexus_ray.corpora.reader import NO_LOSS, PAD
 from nexus_ray.errors import DataError
 from nexus_ray.evaluate.scores import DomainScore
 from nexus_ray.models.score import decode_rows, token_nll
@@ -33,26 +34,43 @@ class HeldOutSet:
 
     Documents are taken in the order of a permutation seeded by `seed`: the first one always, then each that still
     fits into `max_tokens`. A document longer than a row is cut into pieces that overlap by one token; each piece is
-    its own segment. Pieces share rows, and each document is scored as if it stood alone.
+    its own segment. Pieces share rows, and each document is scored as if it stood alone. `besides` is a set whose
+    documents are left out.
 
     Raises:
         DataError: there is no held-out document with anything to predict, or a shard cannot be read.
     """
 
-    def __init__(self, manifest: TokenManifest, seq_len: int, max_tokens: int, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        manifest: TokenManifest,
+        seq_len: int,
+        max_tokens: int,
+        *,
+        seed: int = 0,
+        besides: HeldOutSet | None = None,
+    ) -> None:
         lengths, sizes, shard_of, offsets = _document_table(manifest)
-        chosen = choose_documents(lengths, max_tokens, seed)
+        taken = besides.documents if besides is not None else np.zeros(0, np.int64)
+        free = lengths.copy()
+        free[taken] = 0
+        chosen = choose_documents(free, max_tokens, seed)
+        if not chosen.size and len(taken):
+            raise DataError(
+                f"domain {manifest.domain}: all {len(taken)} held-out documents are scored, and none is left to choose "
+                f"by; lower evaluation.max_tokens, or raise domains.{manifest.domain}.held_out_fraction"
+            )
         if not chosen.size:
             raise DataError(
                 f"domain {manifest.domain} has no held-out document with text to score; raise "
                 f"domains.{manifest.domain}.held_out_fraction or add documents"
             )
         self.domain = manifest.domain
-        self.documents = chosen
+        self.documents: NDArray[np.int64] = chosen
         """Indices into the manifest's documents, ascending."""
-        self.tokens_by_document: NDArray[np.int64] = lengths[chosen] - 1
         self.bytes_by_document: NDArray[np.int64] = sizes[chosen]
         texts = _read_documents(manifest, shard_of[chosen], offsets[chosen], lengths[chosen])
+        self.tokens_by_document = np.array([int(_targets(text).sum()) for text in texts], np.int64)
         self.rows, self.piece_of, self.document_of_piece = pack_documents(texts, seq_len)
 
     def batch(self, number: int, batch_size: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -166,11 +184,16 @@ def pack_documents(
         column = seq_len + 1 - int(free[row])
         rows[row, column : column + len(tokens)] = tokens
         rows[row, column] = ~tokens[0]
-        piece_of[row, column : column + len(tokens) - 1] = piece
+        piece_of[row, column : column + len(tokens) - 1] = np.where(_targets(tokens), piece, -1)
         free[row] -= len(tokens)
         used = max(used, row + 1)
     document_of_piece = np.asarray([number for number, _ in cuts], dtype=np.int64)
     return rows[:used].copy(), piece_of[:used].copy(), document_of_piece
+
+
+def _targets(tokens: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Whether each token after the first is one to predict."""
+    return tokens[1:] & NO_LOSS == 0
 
 
 def _document_table(manifest: TokenManifest) -> tuple[NDArray[np.int64], ...]:

@@ -4,7 +4,8 @@ Invariant: what a row scores depends on that row alone. Attention and positions 
 document's part of a row), and how a batch is presented to the model never depends on the other rows in it.
 
 Wire format of a row (int32, S+1 wide): `PAD` is no token; `t >= 0` is token t continuing its segment; `~t` (= -t-1)
-is token t starting a segment. Column c is the input whose target is column c+1.
+is token t starting a segment. With the bit `NO_LOSS` set in t it is token t - NO_LOSS, which is no target. Column c is
+the input whose target is column c+1.
 
 Legend: B rows, S input columns, V vocabulary entries.
 """
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nexus_ray.corpora.reader import PAD
+from nexus_ray.corpora.reader import NO_LOSS, PAD
 
 IGNORE = -100
 """Target value of a column that predicts nothing."""
@@ -49,19 +50,21 @@ def decode_rows(rows: np.ndarray | torch.Tensor) -> Rows:
     """Model inputs and targets of wire-format rows, int32 [B, S+1], on the device the rows are on.
 
     A segment starts at every `~t`, at column 0 and after padding. A column's target is the token of the next column
-    unless that starts a segment or is padding.
+    unless that starts a segment, is padding or carries `NO_LOSS`.
     """
     wire_BT = torch.as_tensor(rows).long()
     pad_BT = wire_BT == int(PAD)
     starts_BT = (wire_BT < 0) | F.pad(pad_BT[:, :-1], (1, 0), value=True)
-    tokens_BT = torch.where(wire_BT < 0, ~wire_BT, wire_BT).masked_fill_(pad_BT, 0)
+    flagged_BT = torch.where(wire_BT < 0, ~wire_BT, wire_BT).masked_fill_(pad_BT, 0)
+    tokens_BT = flagged_BT & ~NO_LOSS
+    ignored_BT = starts_BT | (flagged_BT != tokens_BT)
     columns_S = torch.arange(wire_BT.shape[1] - 1, device=wire_BT.device)
     starts_BS, pad_BS = starts_BT[:, :-1], pad_BT[:, :-1]
     first_BS = torch.where(starts_BS, columns_S, 0).cummax(dim=1).values
     real_starts_BS = starts_BS & ~pad_BS
     return Rows(
         input_ids=tokens_BT[:, :-1].contiguous(),
-        targets=tokens_BT[:, 1:].masked_fill(starts_BT[:, 1:], IGNORE),
+        targets=tokens_BT[:, 1:].masked_fill(ignored_BT[:, 1:], IGNORE),
         position_ids=columns_S - first_BS,
         segment_ids=(real_starts_BS.cumsum(dim=1) - 1).masked_fill_(pad_BS, -1),
     )
@@ -106,10 +109,14 @@ def token_nll(model: Any, rows: Rows, *, single_segment: bool = False) -> torch.
     `model` is a `transformers` causal LM or a wrapper that holds one as `.module` (DeepSpeed, DDP); `rows` are on its
     device. The log-softmax is taken in float32 whatever the model's precision. Differentiable.
     """
+    return target_nll(row_logits(model, rows, single_segment=single_segment), rows.targets)
+
+
+def row_logits(model: Any, rows: Rows, *, single_segment: bool = False) -> torch.Tensor:
+    """Logits [B, S, V] (or [1, B*S, V] under `flash_attention_2`) of `rows`, in the model's precision."""
     inner = getattr(model, "module", model)
     inputs = attention_inputs(rows, inner.config._attn_implementation, inner.dtype, single_segment=single_segment)
-    logits = model(**inputs, use_cache=False).logits
-    return target_nll(logits, rows.targets)
+    return model(**inputs, use_cache=False).logits
 
 
 def target_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

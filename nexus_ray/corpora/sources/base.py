@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from nexus_ray.config.tree import ChatConfig
+
 
 @dataclass(frozen=True)
 class Item:
@@ -51,6 +53,11 @@ class CorpusSource(Protocol):
 
     def read(self, item: Item) -> Iterator[RawDocument]:
         """The documents of an item, in order. Raises DataError naming the file and the place in it."""
+
+
+def with_chat(settings: dict[str, Any], chat: ChatConfig | None) -> dict[str, Any]:
+    """Settings of a source, and where its records hold conversations; those of text stay as they are."""
+    return settings if chat is None else {**settings, "chat": chat.model_dump()}
 
 
 def matcher(patterns: Iterable[str]) -> re.Pattern[str]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from nexus_ray.config.tree import FilesSource
-from nexus_ray.corpora.sources.base import Item, RawDocument, matcher
+from nexus_ray.config.tree import ChatConfig, FilesSource
+from nexus_ray.corpora.sources.base import Item, RawDocument, matcher, with_chat
 from nexus_ray.corpora.sources.records import format_of, parse
 from nexus_ray.errors import DataError
 
@@ -20,9 +20,10 @@ _MAGIC = "*?["
 class FilesCorpus:
     """Files, folders (everything in them but hidden files), glob patterns and URIs, in the order they are named."""
 
-    def __init__(self, domain: str, config: FilesSource) -> None:
+    def __init__(self, domain: str, config: FilesSource, chat: ChatConfig | None = None) -> None:
         self.domain = domain
         self.config = config
+        self.chat = chat
         self.where = f"domains.{domain}.source"
 
     @property
@@ -34,7 +35,7 @@ class FilesCorpus:
         return None, None
 
     def settings(self) -> dict[str, Any]:
-        return self.config.model_dump(exclude={"license", "attribution", "paths"})
+        return with_chat(self.config.model_dump(exclude={"license", "attribution", "paths"}), self.chat)
 
     def listing(self) -> list[Item]:
         items: dict[str, Item] = {}
@@ -53,7 +54,7 @@ class FilesCorpus:
             else:
                 stream = filesystem.open_input_stream(path)
             with stream:
-                for document in parse(cast(Any, stream), item.name, self.config, self.where):
+                for document in parse(cast(Any, stream), item.name, self.config, self.where, self.chat):
                     yield RawDocument(document.text, {"source": "files", **document.provenance})
         except OSError as error:
             raise DataError(

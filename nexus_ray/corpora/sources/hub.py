@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from nexus_ray.config.tree import HubSource
-from nexus_ray.corpora.sources.base import Item, RawDocument
-from nexus_ray.corpora.sources.records import cut, record_text
+from nexus_ray.config.tree import ChatConfig, HubSource
+from nexus_ray.corpora.sources.base import Item, RawDocument, with_chat
+from nexus_ray.corpora.sources.records import cut, document_text
 from nexus_ray.errors import DataError
 
 _TIMEOUT_S = 15.0
@@ -17,9 +17,10 @@ _TIMEOUT_S = 15.0
 class HubCorpus:
     """One split of a dataset; its items are the shards the hub stores it in."""
 
-    def __init__(self, domain: str, config: HubSource) -> None:
+    def __init__(self, domain: str, config: HubSource, chat: ChatConfig | None = None) -> None:
         self.domain = domain
         self.config = config
+        self.chat = chat
         self.where = f"domains.{domain}.source"
         self._license: str | None = None
 
@@ -33,7 +34,7 @@ class HubCorpus:
         return self._license, f"https://huggingface.co/datasets/{self.config.dataset}"
 
     def settings(self) -> dict[str, Any]:
-        return self.config.model_dump(exclude={"license", "attribution"})
+        return with_chat(self.config.model_dump(exclude={"license", "attribution"}), self.chat)
 
     def listing(self) -> None:
         return None
@@ -52,7 +53,7 @@ class HubCorpus:
         origin = {"source": "hub", "dataset": self.config.dataset, "revision": item.stamp, "split": self.config.split}
         for row, record in enumerate(dataset):
             place = f"{self.config.dataset}, shard {item.name}, row {row}"
-            text = record_text(record, self.config.text_field, place, self.where)
+            text = document_text(record, self.config, self.chat, place, self.where)
             for part, piece in enumerate(pieces := cut(text, self.config.split_on)):
                 place_in = {"part": part} if len(pieces) > 1 else {}
                 yield RawDocument(piece, {**origin, "shard": item.name, "index": row, **place_in})

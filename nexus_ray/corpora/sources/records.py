@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, BinaryIO, cast
 
-from nexus_ray.config.tree import FilesSource, WheelSource
+from nexus_ray.config.tree import ChatConfig, FilesSource, HubSource, WheelSource
+from nexus_ray.corpora.conversations import conversation_text
 from nexus_ray.corpora.sources.base import RawDocument
 from nexus_ray.errors import DataError
 
@@ -29,16 +30,41 @@ def format_of(name: str, chosen: str) -> str:
     return _SUFFIXES.get(name.rpartition(".")[2].lower(), "text")
 
 
-def parse(file: BinaryIO, name: str, config: FilesSource | WheelSource, where: str) -> Iterator[RawDocument]:
-    """Documents of one open file. `where` is the config path of the source, for messages."""
+def parse(
+    file: BinaryIO, name: str, config: FilesSource | WheelSource, where: str, chat: ChatConfig | None = None
+) -> Iterator[RawDocument]:
+    """Documents of one open file; conversations if `chat` says where they lie.
+
+    `where` is the config path of the source, for messages.
+    """
     kind = format_of(name, config.format)
+    if kind == "text" and chat is not None:
+        raise DataError(
+            f"{name} is read as text, which holds no conversations; leave it out by a narrower pattern, or set "
+            f"{where}.format to jsonl, json or parquet"
+        )
     if kind == "text":
         yield from _texts(file.read(), name, config.split_on)
         return
     records = {"jsonl": _jsonl, "json": _json, "parquet": _parquet}[kind]
-    for place, record in records(file, name, config):
+    for place, record in records(file, name, config, fields_of(config, chat)):
         if all(_plain(record.get(key)) == value for key, value in config.where.items()):
-            yield RawDocument(record_text(record, config.text_field, f"{name}, {place}", where), _trace(name, place))
+            text = document_text(record, config, chat, f"{name}, {place}", where)
+            yield RawDocument(text, _trace(name, place))
+
+
+def fields_of(config: FilesSource | WheelSource | HubSource, chat: ChatConfig | None) -> tuple[str, ...]:
+    """The fields of a record that hold its document."""
+    return (config.text_field,) if chat is None else chat.fields
+
+
+def document_text(
+    record: Any, config: FilesSource | WheelSource | HubSource, chat: ChatConfig | None, place: str, where: str
+) -> str:
+    """The text of a record, or its conversation as text. Raises DataError naming `place`."""
+    if chat is None:
+        return record_text(record, config.text_field, place, where)
+    return conversation_text(record, chat, place, where)
 
 
 def record_text(record: Any, field: str, place: str, where: str) -> str:
@@ -81,19 +107,19 @@ def cut(text: str, split_on: str | None) -> list[str]:
     return [text[a:b] for a, b in pairwise(sorted({0, *starts, len(text)}))] or [text]
 
 
-def _jsonl(file: BinaryIO, name: str, config: Any) -> Iterator[tuple[str, Any]]:
+def _jsonl(file: BinaryIO, name: str, config: Any, fields: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(io.BufferedReader(cast(Any, file)), start=1):
         if line.strip():
             yield f"line {number}", _loads(line, f"{name}, line {number}")
 
 
-def _json(file: BinaryIO, name: str, config: FilesSource | WheelSource) -> Iterator[tuple[str, Any]]:
+def _json(file: BinaryIO, name: str, config: Any, fields: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     data = _loads(file.read(), name)
     if isinstance(data, list):
         yield from ((f"record {index}", record) for index, record in enumerate(data))
     elif isinstance(data, dict) and data and all(isinstance(value, dict) for value in data.values()):
         yield from ((f"record {key!r}", record) for key, record in data.items())
-    elif isinstance(data, dict) and config.text_field in data:
+    elif isinstance(data, dict) and all(field in data for field in fields):
         yield "record 0", data
     else:
         raise DataError(
@@ -102,7 +128,9 @@ def _json(file: BinaryIO, name: str, config: FilesSource | WheelSource) -> Itera
         )
 
 
-def _parquet(file: BinaryIO, name: str, config: FilesSource | WheelSource) -> Iterator[tuple[str, Any]]:
+def _parquet(
+    file: BinaryIO, name: str, config: FilesSource | WheelSource, fields: tuple[str, ...]
+) -> Iterator[tuple[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -110,9 +138,10 @@ def _parquet(file: BinaryIO, name: str, config: FilesSource | WheelSource) -> It
         parquet = pq.ParquetFile(file)
         names = parquet.schema_arrow.names
         row = 0
-        columns = [key for key in dict.fromkeys((config.text_field, *config.where)) if key in names]
-        if config.text_field not in names:
-            record_text(dict.fromkeys(names), config.text_field, name, "source")
+        columns = [key for key in dict.fromkeys((*fields, *config.where)) if key in names]
+        for field in fields:
+            if field not in names:
+                record_text(dict.fromkeys(names), field, name, "source")
         for batch in parquet.iter_batches(batch_size=1024, columns=columns):
             for record in batch.to_pylist():
                 yield f"row {row}", record

