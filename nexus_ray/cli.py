@@ -59,7 +59,9 @@ def prepare(args: argparse.Namespace) -> int:
         return _show_plan(config)
     from nexus_ray.corpora.prepare import check_prepared, find_prepared
     from nexus_ray.corpora.prepare import prepare as build
+    from nexus_ray.models.local import with_local_model
 
+    config = with_local_model(config, progress=_say)
     prepared = find_prepared(config)
     if prepared is None:
         with _started(config):
@@ -67,7 +69,11 @@ def prepare(args: argparse.Namespace) -> int:
     prepared = check_prepared(prepared, config.data.on_corrupt, progress=_say)
     for name, domain in prepared.domains.items():
         documents = f"{domain.train.documents:,} + {domain.held_out.documents:,} held-out documents"
-        _say(f"{name}: {domain.train.tokens:,} training tokens in {documents} ({domain.source})")
+        answers = ""
+        if domain.train.seq_len is not None:
+            filled = f"rows of {domain.train.seq_len} are {domain.train.packing_efficiency:.1%} full"
+            answers = f", {domain.train.targets:,} of them in answers, {filled},"
+        _say(f"{name}: {domain.train.tokens:,} training tokens{answers} in {documents} ({domain.source})")
     return DONE
 
 

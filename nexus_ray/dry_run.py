@@ -40,7 +40,9 @@ def print_plan(config: RunConfig, console: Console | None = None) -> None:
 
 def _manifests(config: RunConfig) -> dict[str, TokenManifest]:
     from nexus_ray.corpora.prepare import find_prepared  # loads the tokenizer libraries
+    from nexus_ray.models.local import if_converted
 
+    config = if_converted(config)
     prepared = find_prepared(config)
     return {name: domain.train for name, domain in prepared.domains.items()} if prepared else {}
 

@@ -21,6 +21,7 @@ from nexus_ray.errors import ConfigError, DataError, ForgettingError, Interrupte
 from nexus_ray.evaluate.hooks import ScoringHooks
 from nexus_ray.evaluate.scores import DomainScore, scores_from_bytes
 from nexus_ray.evaluate.transfer import score_document, stage_forgetting
+from nexus_ray.models.local import with_local_model
 from nexus_ray.progress import Progress
 from nexus_ray.record import MetricsTail, RunRecordWriter
 from nexus_ray.storage import Storage
@@ -29,6 +30,7 @@ from nexus_ray.stream.plan import Plan, parse_plan
 from nexus_ray.stream.rows import StageStream
 from nexus_ray.tracking import Tracker
 from nexus_ray.train.launch import fit
+from nexus_ray.train.lineage import Earlier
 from nexus_ray.train.loop import StageJob, replayed_share
 
 SCRATCH = "scratch"
@@ -73,7 +75,8 @@ def evaluate_run(
 
 class _Roadmap:
     def __init__(self, config: RunConfig, progress: Progress, report: Callable[[Storage], Any] | None) -> None:
-        self.config, self.progress, self.report = config, progress, report
+        self.written, self.progress, self.report = config, progress, report
+        self.config = with_local_model(config, progress=progress.message)
         self.fingerprint = fingerprint(config)
         self.folder = Storage(config.storage).child(config.name)
         self.plan = Plan(config.seed, config.training.seq_len, config.data.shuffle_window_rows)
@@ -120,7 +123,7 @@ class _Roadmap:
                     f"own {self.folder.uri}/config.yaml to go on with it"
                 )
             return
-        self.folder.write_text(to_yaml(self.config), "config.yaml")
+        self.folder.write_text(to_yaml(self.written), "config.yaml")
 
     def _report(self) -> str | None:
         if self.report is None or not self.scores:
@@ -185,13 +188,14 @@ class _Roadmap:
 
     def _check_model(self) -> None:
         """What would only fail in the workers otherwise, once they have started."""
-        from nexus_ray.models.build import apply_freeze, check_init_from, context_length, meta_model
+        from nexus_ray.models.build import check_init_from, context_length, meta_model
+        from nexus_ray.models.methods import rehearse, trains_all
 
         check_init_tokenizer(self.config.model, self.data.tokenizer)
         check_init_from(self.config.model, vocab_size=self.data.vocab_size)
-        for index in range(len(self.config.stages)):
-            if patterns := stage_config(self.config, index).training.freeze:
-                apply_freeze(meta_model(self.config.model, self.data.vocab_size), patterns)
+        stages = [stage_config(self.config, index) for index in range(len(self.config.stages))]
+        if not all(trains_all(stage) for stage in stages):
+            rehearse(meta_model(self.config.model, self.data.vocab_size), stages)
         limit = context_length(self.config.model)
         if limit is not None and self.config.training.seq_len > limit:
             raise ConfigError(
@@ -204,7 +208,7 @@ class _Roadmap:
         folder = self.folder.child("base")
         if not folder.exists("stage.json"):
             self.progress.message("scoring the base model")
-            job = self._job(self.config, "base", -1, 0, folder, stream=None, start_from=None, export=False)
+            job = self._job(self.config, "base", -1, 0, folder, stream=None, export=False)
             result = fit(job)
             folder.write_json({"name": "base", "index": -1, **result}, "stage.json")
         self.scores.append(scores_from_bytes(folder.read_bytes("evaluation.npz")))
@@ -214,7 +218,7 @@ class _Roadmap:
         """One stage and its transition: train or skip, then ask the gate."""
         config = stage_config(self.config, index)
         name = self.config.stages[index].name
-        folder = self.folder.child("stages", f"{index:02d}-{name}")
+        folder = self._stage_folder(index)
         attempt = self._attempts(index)
         if folder.exists("stage.json"):
             result = folder.read_json("stage.json")
@@ -258,9 +262,10 @@ class _Roadmap:
         name = config.stages[index].name
         config = self._with_more_replay(config, attempt)
         stream = self._stream(config, index, attempt)
-        before = self._start(index)
-        job = self._job(config, name, index, attempt, folder, stream=stream, start_from=before)
+        job = self._job(config, name, index, attempt, folder, stream=stream, history=self._history(index))
         self._say_plan(config, index, stream)
+        if config.continual.keep.interpolate:
+            job.hooks.selection()  # type: ignore[attr-defined]  # before the stage is trained, not after
         began = time.time()
         with (
             self.tracker.stage(name, index) as track,
@@ -319,11 +324,12 @@ class _Roadmap:
         rows = config.training.rows_per_step
         return StageStream(self.plan, pinned, first, rows, (stop - first) // rows)
 
-    def _start(self, index: int) -> Storage | None:
-        """Checkpoints of the stage before, which this one starts from."""
-        if index == 0:
-            return None
-        return self.folder.child("stages", f"{index - 1:02d}-{self.config.stages[index - 1].name}", "checkpoints")
+    def _history(self, index: int) -> tuple[Earlier, ...]:
+        """The stages before, which this one builds on."""
+        return tuple(Earlier(stage_config(self.config, k), self._stage_folder(k)) for k in range(index))
+
+    def _stage_folder(self, index: int) -> Storage:
+        return self.folder.child("stages", f"{index:02d}-{self.config.stages[index].name}")
 
     def _job(
         self,
@@ -334,7 +340,7 @@ class _Roadmap:
         folder: Storage,
         *,
         stream: StageStream | None,
-        start_from: Storage | None,
+        history: tuple[Earlier, ...] = (),
         export: bool = True,
         domains: tuple[str, ...] | None = None,
     ) -> StageJob:
@@ -352,6 +358,7 @@ class _Roadmap:
             temperature=report.temperature,
             sample_seed=config.seed,
             export=export,
+            old=tuple(dict.fromkeys([*config.earlier_domains(max(0, index)), *config.anchors])),
         )
         return StageJob(
             config=config,
@@ -365,7 +372,7 @@ class _Roadmap:
             eos_id=self.data.eos_id,
             hooks=hooks,
             stream=stream,
-            start_from=start_from,
+            history=history,
         )
 
     def _say_plan(self, config: RunConfig, index: int, stream: StageStream) -> None:
@@ -455,7 +462,6 @@ class _Roadmap:
                 0,
                 folder,
                 stream=stream,
-                start_from=None,
                 export=False,
                 domains=tuple(stage.domains),
             )
@@ -486,8 +492,8 @@ class _Roadmap:
         self.data = check_prepared(found, self.config.data.on_corrupt, progress=self.progress.message)
         self.writer = RunRecordWriter(self.folder, self.config, self.fingerprint, existing=True)
         self._base_again()
-        for index, stage in enumerate(self.config.stages):
-            folder = self.folder.child("stages", f"{index:02d}-{stage.name}")
+        for index in range(len(self.config.stages)):
+            folder = self._stage_folder(index)
             if not folder.exists("stage.json"):
                 break
             self._rescore_stage(index, folder)
@@ -502,10 +508,10 @@ class _Roadmap:
 
     def _rescore_stage(self, index: int, folder: Storage) -> None:
         config = stage_config(self.config, index)
-        model = config.model.model_copy(update={"init_from": folder.child("model").uri})
+        model = config.model.model_copy(update={"source": folder.child("model").uri, "init_from": None})
         config = config.model_copy(update={"model": model})
         self.progress.message(f"scoring stage {config.stages[index].name}")
-        job = self._job(config, config.stages[index].name, index, 0, folder, stream=None, start_from=None, export=False)
+        job = self._job(config, config.stages[index].name, index, 0, folder, stream=None, export=False)
         result = {**folder.read_json("stage.json"), "scores": fit(job)["scores"]}
         result["forgetting"] = self._forgetting(folder)
         folder.write_json(result, "stage.json")

@@ -42,7 +42,17 @@ class FinalWeights:
     def during(self, model: Any, context: Any) -> dict[str, float]:
         return {}
 
-    def finish(self, engine: Any, context: Any) -> dict[str, Any]:
+    def old_text(self, rows: int) -> Any:
+        import numpy as np
+
+        tokens = np.random.default_rng(0).integers(1, 240, (rows, SEQ_LEN + 1)).astype(np.int32)
+        tokens[:, 0] = ~tokens[:, 0]
+        return tokens
+
+    def select(self, model: Any, context: Any) -> dict[str, float]:
+        raise NotImplementedError
+
+    def finish(self, engine: Any, context: Any, adapted: Any) -> dict[str, Any]:
         state = engine.full_state_dict()
         if state is None:
             return {}
@@ -105,6 +115,7 @@ def tiny_manifests(root: Path) -> dict[str, TokenManifest]:
 
 def make_job(config: RunConfig, manifests: Mapping[str, TokenManifest], *, stage: int = 0) -> Any:
     """The job of one stage, with the plan of all stages up to it."""
+    from nexus_ray.train.lineage import Earlier
     from nexus_ray.train.loop import StageJob
 
     plan = Plan(config.seed, config.training.seq_len, config.data.shuffle_window_rows)
@@ -125,7 +136,7 @@ def make_job(config: RunConfig, manifests: Mapping[str, TokenManifest], *, stage
         eos_id=0,
         hooks=FinalWeights(),
         stream=StageStream(plan, manifests, first, rows, (stop - first) // rows),
-        start_from=Storage(str(stage_folder(config, stage - 1) / "checkpoints")) if stage else None,
+        history=tuple(Earlier(stage_config(config, k), Storage(str(stage_folder(config, k)))) for k in range(stage)),
     )
 
 
@@ -256,7 +267,8 @@ def _serve(pipe: Any, rank: int, world: int, port: int, device: str) -> None:
     import torch
     import torch.distributed as dist
 
-    from nexus_ray.train.loop import WorkerContext, run_worker
+    from nexus_ray.train.agree import WorkerContext
+    from nexus_ray.train.loop import run_worker
 
     here = torch.device(device, rank) if device == "cuda" else torch.device(device)
     if device == "cuda":

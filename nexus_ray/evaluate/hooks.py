@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from nexus_ray.corpora.manifest import TokenManifest
-from nexus_ray.corpora.reader import PAD
+from nexus_ray.corpora.reader import NO_LOSS, PAD, token_ids
 from nexus_ray.evaluate.held_out import HeldOutSet, evaluate_domains
 from nexus_ray.evaluate.scores import DomainScore, scores_to_bytes
-from nexus_ray.models.export import export_model
+from nexus_ray.models.export_stage import export_stage
+from nexus_ray.models.methods import Adapted
 from nexus_ray.models.sample import continue_text
 from nexus_ray.storage import Storage
+from nexus_ray.train.agree import WorkerContext
 from nexus_ray.train.engine import Engine
-from nexus_ray.train.loop import WorkerContext
 
 
 @dataclass
@@ -38,6 +41,8 @@ class ScoringHooks:
     temperature: float
     sample_seed: int
     export: bool = True
+    old: tuple[str, ...] = ()
+    """Domains that the model knew before the stage: earlier ones and anchors."""
     _sets: dict[int, dict[str, HeldOutSet]] = field(default_factory=dict, repr=False)
 
     def during(self, model: nn.Module, context: WorkerContext) -> dict[str, float]:
@@ -45,7 +50,26 @@ class ScoringHooks:
         scores = self._score(model, context, self.during_tokens)
         return {f"eval/bits_per_byte/{name}": score.bits_per_byte for name, score in scores.items()}
 
-    def finish(self, engine: Engine, context: WorkerContext) -> dict[str, Any]:
+    def select(self, model: nn.Module, context: WorkerContext) -> dict[str, float]:
+        """Nats per token of every domain on `during_tokens` of held-out documents that `finish` does not score."""
+        scores = self._score_sets(model, context, self.selection())
+        return {name: score.loss for name, score in scores.items()}
+
+    def selection(self) -> dict[str, HeldOutSet]:
+        """What `select` scores. Raises DataError if a domain has no held-out documents besides the scored ones."""
+        scored = self._held_out(self.max_tokens)
+        return {
+            name: HeldOutSet(manifest, self.seq_len, self.during_tokens, seed=1, besides=scored[name])
+            for name, manifest in self.held_out.items()
+        }
+
+    def old_text(self, rows: int) -> NDArray[np.int32]:
+        """Some rows [n, S+1] of held-out text of what the model knew, or else of what it will be scored on."""
+        sets = self._held_out(self.during_tokens)
+        chosen = [sets[name].rows for name in self.old or self.held_out]
+        return np.concatenate([part[: max(1, rows // len(chosen))] for part in chosen])
+
+    def finish(self, engine: Engine, context: WorkerContext, adapted: Adapted) -> dict[str, Any]:
         """Score all domains, write `evaluation.npz`, `samples.json` and `model/`."""
         scores = self._score(engine.module, context, self.max_tokens)
         if context.rank == 0:
@@ -57,21 +81,28 @@ class ScoringHooks:
             if self.sample_tokens and (context.rank == 0 or engine.stage == 3):
                 self._samples(engine, context, tokenizer_dir)
             if self.export:
-                self._export(engine, context, tokenizer_dir)
+                self._export(engine, context, adapted, tokenizer_dir)
         return {"scores": {name: score.summary() for name, score in scores.items()}}
 
-    def _score(self, model: nn.Module, context: WorkerContext, max_tokens: int) -> dict[str, DomainScore]:
+    def _held_out(self, max_tokens: int) -> dict[str, HeldOutSet]:
         if max_tokens not in self._sets:
             self._sets[max_tokens] = {
                 name: HeldOutSet(manifest, self.seq_len, max_tokens) for name, manifest in self.held_out.items()
             }
+        return self._sets[max_tokens]
 
+    def _score(self, model: nn.Module, context: WorkerContext, max_tokens: int) -> dict[str, DomainScore]:
+        return self._score_sets(model, context, self._held_out(max_tokens))
+
+    def _score_sets(
+        self, model: nn.Module, context: WorkerContext, sets: Mapping[str, HeldOutSet]
+    ) -> dict[str, DomainScore]:
         def all_reduce(values: torch.Tensor) -> None:
             values.copy_(context.sum(values))
 
         return evaluate_domains(
             model,
-            self._sets[max_tokens],
+            sets,
             batch_size=self.batch_size,
             device=context.device,
             rank=context.rank,
@@ -97,24 +128,40 @@ class ScoringHooks:
                 ),
             }
             for name in self.held_out
-            for prompt in [self.prompts.get(name) or self._opening(name, tokenizer)]
+            for prompt in [self._prompt(name, tokenizer)]
         ]
         if context.rank == 0:
             self.folder.write_json(samples, "samples.json")
 
+    def _prompt(self, name: str, tokenizer: Any) -> str:
+        """What the model continues: the configured prompt (a user's turn in a chat domain) or a held-out opening."""
+        prompt = self.prompts.get(name)
+        if not prompt:
+            return self._opening(name, tokenizer)
+        if self.held_out[name].seq_len is None:
+            return prompt
+        asked = [{"role": "user", "content": prompt}]
+        return str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+
     def _opening(self, name: str, tokenizer: Any) -> str:
-        """The first words of a held-out document."""
-        tokens = self._sets[self.max_tokens][name].rows[0][:16]
-        words = [int(~token if token < 0 else token) for token in tokens if token != PAD]
+        """The first words of a held-out document, or all that stands before a held-out conversation's first answer."""
+        row = self._sets[self.max_tokens][name].rows[0]
+        if self.held_out[name].seq_len is not None:
+            flagged = np.where(row < 0, ~row, row) & NO_LOSS != 0
+            return str(tokenizer.decode(token_ids(row[: int(np.argmin(flagged))])))
+        tokens = row[:16]
+        words = token_ids(tokens[tokens != PAD]).tolist()
         return str(tokenizer.decode([word for word in words if word != tokenizer.eos_token_id]))
 
-    def _export(self, engine: Engine, context: WorkerContext, tokenizer_dir: Path) -> None:
+    def _export(self, engine: Engine, context: WorkerContext, adapted: Adapted, tokenizer_dir: Path) -> None:
         state = engine.full_state_dict()
-        if context.rank == 0:
-            if self.folder.is_local:
-                with self.folder.write_errors():
-                    export_model(engine.module, tokenizer_dir, self.folder.local_path / "model", state_dict=state)
-            else:
-                with tempfile.TemporaryDirectory(prefix="nexus-export-") as place:
-                    out = export_model(engine.module, tokenizer_dir, Path(place) / "model", state_dict=state)
-                    self.folder.upload(out, "model")
+        if context.rank or state is None:
+            return
+        adapted = replace(adapted, model=engine.module)
+        if self.folder.is_local:
+            with self.folder.write_errors():
+                export_stage(adapted, tokenizer_dir, self.folder.local_path, state_dict=state)
+            return
+        with tempfile.TemporaryDirectory(prefix="nexus-export-") as place:
+            for part in export_stage(adapted, tokenizer_dir, Path(place), state_dict=state):
+                self.folder.upload(part, part.name)

@@ -6,8 +6,9 @@ Nothing here reaches the network for `model.source: scratch`, a directory, or wh
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -135,14 +136,23 @@ def apply_freeze(model: torch.nn.Module, patterns: list[str]) -> list[str]:
     return frozen
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW groups of the trainable parameters: decay on matrices (embeddings too), none on norms and biases."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+def parameter_groups(
+    model: torch.nn.Module, weight_decay: float, lr_factors: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """AdamW groups of the trainable parameters: decay on matrices (embeddings too), none on norms and biases.
+
+    `lr_factors` gives parameters, by name, a learning rate that is this share of the others'; groups say theirs
+    under `lr_factor`.
+    """
+    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            size = getattr(parameter, "ds_shape", parameter.shape)
+            groups.setdefault(((lr_factors or {}).get(name, 1.0), len(size) >= 2), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decayed else 0.0, "lr_factor": factor}
+        for (factor, decayed), parameters in sorted(groups.items(), key=lambda item: (-item[0][0], not item[0][1]))
     ]
-    return [group for group in groups if group["params"]]
 
 
 @contextmanager
@@ -172,7 +182,11 @@ def _from_scratch(
     return model.to(dtype)
 
 
-def _load_weights(config: ModelConfig, field: str, source: str, dtype: torch.dtype) -> PreTrainedModel:
+def _load_weights(config: ModelConfig, field: str, source: str, dtype: torch.dtype) -> Any:
+    if base := _adapter_base(source):
+        from nexus_ray.models.lora import load_adapter, merge_lora
+
+        return merge_lora(load_adapter(_load_weights(config, field, base, dtype), source), keep_base=False)
     shape = _load_config(config, field, source)  # first: it fails fast, and knows the exact revision
     for name in ("attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout", "dropout"):
         if getattr(shape, name, None):
@@ -212,7 +226,15 @@ def _hub_arguments(config: ModelConfig, field: str, source: str) -> dict[str, An
     }
 
 
+def _adapter_base(source: str) -> str | None:
+    """Where the base of an exported adapter is; None if `source` is no folder of an adapter."""
+    file = Path(source).expanduser() / "base.json"
+    return str(json.loads(file.read_text())["reference"]) if file.is_file() else None
+
+
 def _load_config(config: ModelConfig, field: str, source: str) -> PretrainedConfig:
+    if base := _adapter_base(source):
+        return _load_config(config, field, base)
     _check_source(field, source)
     try:
         shape = AutoConfig.from_pretrained(source, **_hub_arguments(config, field, source))

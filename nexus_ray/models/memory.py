@@ -7,11 +7,11 @@ optimizer state, gradients and weights over the workers. Activations are a rough
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from nexus_ray.config.tree import RunConfig
 from nexus_ray.models.build import count_parameters, llama_config, meta_model, model_config
+from nexus_ray.models.methods import rehearse, trains_all
 
 
 def memory_estimate(config: RunConfig, vocab_size: int | None = None) -> dict[str, int]:
@@ -25,8 +25,7 @@ def memory_estimate(config: RunConfig, vocab_size: int | None = None) -> dict[st
     vocab = vocab_size or config.model.tokenizer.vocab_size
     half = training.precision == "bf16"
     zero = (1 if half else 0) if training.zero_stage == "auto" else training.zero_stage
-    parameters = count_parameters(config.model, vocab)
-    trainable = parameters - _frozen(config, vocab)
+    parameters, trainable = _counts(config, vocab)
 
     def share(size: int, from_stage: int) -> int:
         return -(-size // workers) if zero >= from_stage else size
@@ -49,12 +48,11 @@ def memory_estimate(config: RunConfig, vocab_size: int | None = None) -> dict[st
     }
 
 
-def _frozen(config: RunConfig, vocab_size: int) -> int:
-    patterns = config.training.freeze
-    if not patterns:
-        return 0
-    named = meta_model(config.model, vocab_size).named_parameters()
-    return sum(parameter.numel() for name, parameter in named if any(re.search(p, name) for p in patterns))
+def _counts(config: RunConfig, vocab_size: int) -> tuple[int, int]:
+    """All and trained parameters."""
+    if trains_all(config):
+        return (count_parameters(config.model, vocab_size),) * 2
+    return rehearse(meta_model(config.model, vocab_size), [config])[0]
 
 
 def _activations(config: RunConfig, vocab_size: int, bytes_per_value: int) -> tuple[int, int]:

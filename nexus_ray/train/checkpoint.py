@@ -13,18 +13,20 @@ import contextlib
 import errno
 import hashlib
 import io
+import itertools
 import os
 import secrets
 import shutil
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nexus_ray.errors import CheckpointError
@@ -33,6 +35,8 @@ from nexus_ray.train.committed import MANIFEST, Checkpoint, CheckpointInfo, comm
 from nexus_ray.train.engine import MOMENTS, Engine, full_shape
 
 TAG = "deepspeed"
+BUFFERS = "buffers.safetensors"
+"""What DeepSpeed's conversion leaves out."""
 FULL_BYTES = 1 << 24
 """A write that failed with less disk than this left has failed for want of it."""
 
@@ -105,7 +109,9 @@ def _write_part(engine: Engine, target: Storage, rank: int) -> dict[str, dict[st
     part = Path(target.uri) / f".rank-{rank:05d}" if local else Path(tempfile.mkdtemp(prefix="nexus-checkpoint-"))
     part.mkdir(parents=True, exist_ok=True)
     with contextlib.redirect_stdout(io.StringIO()), _os_errors(part):
-        engine.engine.save_checkpoint(str(part), tag=TAG, save_latest=False)
+        engine.engine.save_checkpoint(str(part), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
+    if rank == 0 and (buffers := _buffers(engine.module)):
+        save_file(buffers, part / TAG / BUFFERS)
     (part / TAG / f"rng-{rank:05d}.txt").write_text(base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode())
     files = {}
     for path in sorted(p for p in (part / TAG).rglob("*") if p.is_file()):
@@ -119,6 +125,12 @@ def _write_part(engine: Engine, target: Storage, rank: int) -> dict[str, dict[st
         target.upload(part / TAG, TAG)
     shutil.rmtree(part)
     return files
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers that belong to the model's state, on the CPU."""
+    kept = model.state_dict().keys()
+    return {name: value.cpu().contiguous() for name, value in model.named_buffers() if name in kept}
 
 
 @contextlib.contextmanager
@@ -138,11 +150,14 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def frozen_sha256(model: nn.Module) -> str:
-    """Hash of all parameters that are not trained, in their order and precision; collective under ZeRO-3."""
+def frozen_sha256(model: nn.Module, trained: Collection[str] | None = None) -> str:
+    """Hash of all parameters that are not trained, in their order and precision; collective under ZeRO-3.
+
+    `trained`: names of the trained ones; default: those that require a gradient.
+    """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if not (parameter.requires_grad if trained is None else name in trained):
             digest.update(name.encode())
             with _gathered(parameter):
                 digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -167,7 +182,9 @@ def load_native(engine: Engine, checkpoint: Checkpoint, *, rank: int) -> None:
     """DeepSpeed's own shards into an engine of the same layout; bit-exact."""
     settings = engine.settings()
     with _local_copy(checkpoint.folder) as path, contextlib.redirect_stdout(io.StringIO()):
-        loaded, _ = engine.engine.load_checkpoint(str(path), tag=TAG, load_lr_scheduler_states=False)
+        loaded, _ = engine.engine.load_checkpoint(
+            str(path), tag=TAG, load_lr_scheduler_states=False, load_module_strict=False
+        )
     if loaded is None:
         raise CheckpointError(f"checkpoint {checkpoint.folder.uri}: DeepSpeed found nothing to load in {TAG}/")
     engine.set_settings(settings)  # a stage's own, not those of the stage that wrote the checkpoint
@@ -233,6 +250,13 @@ def _clear(place: Path, rank: int, world: int) -> None:
 
 
 def _convert(info: CheckpointInfo, source: Path, place: Path) -> None:
+    _convert_trained(info, source, place)
+    if (source / BUFFERS).exists():
+        for name, value in load_file(source / BUFFERS).items():
+            _write(place / "zero" / name / "fp32.pt", value)
+
+
+def _convert_trained(info: CheckpointInfo, source: Path, place: Path) -> None:
     if info.zero_stage:
         from deepspeed.checkpoint.ds_to_universal import main
 
@@ -248,8 +272,6 @@ def _convert(info: CheckpointInfo, source: Path, place: Path) -> None:
                     inject_missing_state=True,
                 )
             )
-        if info.zero_stage == 3:
-            _convert_frozen(info, source, place)
         return
     saved = torch.load(source / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
     for name, value in saved["module"].items():
@@ -260,26 +282,17 @@ def _convert(info: CheckpointInfo, source: Path, place: Path) -> None:
             _write(place / "zero" / order[number] / f"{key}.pt", state[key])
 
 
-def _convert_frozen(info: CheckpointInfo, source: Path, place: Path) -> None:
-    """What DeepSpeed's conversion of ZeRO-3 leaves out: the frozen weights, each worker's part behind the other's."""
-    files = [source / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(info.world_size)]
-    saved = [torch.load(file, map_location="cpu", weights_only=False, mmap=True) for file in files]
-    for name, shape in (saved[0]["frozen_param_shapes"] or {}).items():
-        flat = torch.cat([part["frozen_param_fragments"][name] for part in saved])
-        _write(place / "zero" / name / "fp32.pt", flat[: shape.numel()].view(shape).float())
-
-
 def _write(path: Path, value: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"param": value.clone()}, path)
 
 
 def load_weights(model: nn.Module, states: PortableStates) -> None:
-    """fp32 weights into a model that has not been handed to DeepSpeed yet; what the states lack stays as built."""
+    """fp32 weights, and buffers, into a model that DeepSpeed does not have yet; what the states lack stays as built."""
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
             if name in states:
-                parameter.copy_(full_shape(states[name]["fp32"], parameter))
+                value.copy_(full_shape(states[name]["fp32"], value))
 
 
 def verify(checkpoint: Checkpoint, *, frozen: str, probe_loss: float, exact: bool, precision: str) -> None:

@@ -36,6 +36,8 @@ class CheckpointInfo:
     frozen_sha256: str
     probe_loss: float
     """Loss in nats of fixed rows under the saved weights; checked again at load."""
+    interpolated: float | None = None
+    """Share of the way from the stage's first weights to the trained ones, where that was chosen at its end."""
 
     def same_layout(self, engine: Engine) -> bool:
         """Whether DeepSpeed can load the shards as they are."""
@@ -56,7 +58,11 @@ def committed(folder: Storage) -> list[Checkpoint]:
     for name in folder.list():
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
             found.append(read_manifest(folder.child(name)))
-    return sorted(found, key=lambda checkpoint: (checkpoint.info.step, checkpoint.folder.uri), reverse=True)
+    return sorted(found, key=_age, reverse=True)
+
+
+def _age(checkpoint: Checkpoint) -> tuple[int, bool, str]:
+    return checkpoint.info.step, checkpoint.info.interpolated is not None, checkpoint.folder.uri
 
 
 def read_manifest(folder: Storage) -> Checkpoint:

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,12 +86,20 @@ def import_deepspeed(*, use_gpu: bool) -> Any:
 class Engine:
     """A model and its optimizer under DeepSpeed; every method but `grad_norm` is collective."""
 
-    def __init__(self, model: nn.Module, training: TrainingConfig, shape: BatchShape, *, use_gpu: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        training: TrainingConfig,
+        shape: BatchShape,
+        *,
+        use_gpu: bool,
+        lr_factors: Mapping[str, float] | None = None,
+    ) -> None:
         deepspeed = import_deepspeed(use_gpu=use_gpu)
         self.training = training
         self.shape = shape
         self.stage = int(training.zero_stage)
-        groups = parameter_groups(model, training.weight_decay)
+        groups = parameter_groups(model, training.weight_decay, lr_factors)
         self.names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.group_names = [[self.names[parameter] for parameter in group["params"]] for group in groups]
         optimizer = torch.optim.AdamW(
@@ -107,7 +116,11 @@ class Engine:
         )
         if training.compile:
             self.engine.compile()
+        self.engine.module_state_dict = partial(_trained_state, self.engine.module)
         self.grad_norm: float | None = None
+        self.pull = 0.0
+        """Strength of the pull towards `start`, per unit of learning rate."""
+        self.start: list[list[Tensor]] = []
 
     @property
     def module(self) -> nn.Module:
@@ -131,7 +144,9 @@ class Engine:
         """Count a micro-batch; the last one of a global batch clips and updates."""
         if last:
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group["lr_factor"]
+            if self.pull:
+                self._pull(learning_rate)
             if self.stage == 0:
                 limit = self.training.clip_norm or float("inf")
                 parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -140,6 +155,30 @@ class Engine:
         if last and self.stage:
             norm = self.engine.get_global_grad_norm()
             self.grad_norm = None if norm is None else float(norm)
+
+    def masters(self) -> list[list[Tensor]]:
+        """The fp32 tensors that the optimizer updates, by parameter group: this worker's share of them."""
+        if self.stage < 3:
+            return [list(group["params"]) for group in self.optimizer.param_groups]
+        groups: list[list[Tensor]] = [[] for _ in self.optimizer.param_groups]
+        for index, flat in enumerate(self.optimizer.fp32_partitioned_groups_flat):
+            groups[self.optimizer.sub_group_to_group_id[index]].append(flat)
+        return groups
+
+    def copied_masters(self) -> list[list[Tensor]]:
+        return [[tensor.detach().clone() for tensor in group] for group in self.masters()]
+
+    def pull_to(self, start: list[list[Tensor]], strength: float) -> None:
+        """From now on pull the weights towards `start` (another engine's `copied_masters`) at every step."""
+        self.start, self.pull = start, strength
+
+    def _pull(self, learning_rate: float) -> None:
+        """Decoupled, like AdamW's decay, and before the update: weights -= rate x pull x (weights - start)."""
+        with torch.no_grad():
+            for group, weights, starts in zip(self.optimizer.param_groups, self.masters(), self.start, strict=True):
+                step = learning_rate * group["lr_factor"] * self.pull
+                for weight, start in zip(weights, starts, strict=True):
+                    weight.lerp_(start, step)
 
     # --- state -----------------------------------------------------------------------------------------------
 
@@ -197,7 +236,7 @@ class Engine:
         ids = torch.zeros(1, 2, dtype=torch.long, device=device)
         decay = [group["weight_decay"] for group in self.optimizer.param_groups]
         for group in self.optimizer.param_groups:
-            group["lr"] = group["weight_decay"] = 0.0
+            group["lr"] = group["weight_decay"] = 0.0  # the pull is no part of `engine.step` and does nothing here
         for _ in range(self.shape.accumulation):
             self.engine.backward(self.engine(input_ids=ids, use_cache=False).logits.float().sum() * 0.0)
             self.engine.step()
@@ -215,6 +254,14 @@ class Engine:
         return self.module.state_dict() if self.engine.global_rank == 0 else None
 
 
+def _trained_state(module: nn.Module, *, exclude_frozen_parameters: bool = False, **kwargs: Any) -> dict[str, Tensor]:
+    """`DeepSpeedEngine.module_state_dict`, which forgets that a frozen weight may also go by the name of one tied to
+    it."""
+    state = module.state_dict(**kwargs)
+    frozen = {p.data_ptr() for p in module.parameters() if not p.requires_grad} if exclude_frozen_parameters else set()
+    return {name: value for name, value in state.items() if not value.numel() or value.data_ptr() not in frozen}
+
+
 def _moments(
     states: Mapping[str, dict[str, Tensor]], name: str, parameter: nn.Parameter
 ) -> Iterator[tuple[str, Tensor]]:
@@ -225,7 +272,7 @@ def _moments(
         yield key, full_shape(state[key], parameter) if key in state else torch.zeros(shape)
 
 
-def full_shape(value: Tensor, parameter: nn.Parameter) -> Tensor:
+def full_shape(value: Tensor, parameter: Tensor) -> Tensor:
     """A converted tensor in the parameter's shape: ZeRO-3's come flat, with padding behind."""
     shape = getattr(parameter, "ds_shape", parameter.shape)
     return value.flatten()[: shape.numel()].view(shape)

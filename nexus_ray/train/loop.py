@@ -12,47 +12,36 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nexus_ray.config.tree import RunConfig
 from nexus_ray.errors import DataError, NexusError, TrainingError
-from nexus_ray.models.build import apply_freeze, build_model
-from nexus_ray.models.score import decode_rows, token_nll
+from nexus_ray.models.methods import Adapted, inserts_blocks, opened, openings
+from nexus_ray.models.score import decode_rows, row_logits, target_nll, token_nll
 from nexus_ray.storage import Storage
 from nexus_ray.stream.feed import Feed, steps_per_chunk
+from nexus_ray.stream.plan import Segment
 from nexus_ray.stream.rows import RankRows, StageStream, row_hashes
 from nexus_ray.train import checkpoint as ckpt
-from nexus_ray.train.engine import BatchShape, Engine, import_deepspeed
+from nexus_ray.train.agree import KnownToAll, WorkerContext
+from nexus_ray.train.engine import BatchShape, Engine, full_shape, import_deepspeed
+from nexus_ray.train.lineage import Earlier, Lineage
 from nexus_ray.train.losses import domain_sums, loss_by_domain, row_weights, weighted_sum
 from nexus_ray.train.schedule import factor
+from nexus_ray.train.teacher import Teacher, TeacherInfo, replayed_rows, write_teacher
 
 STOP_FILE = ("control", "stop")
+PROBE_ROWS = 4
+"""Rows that the check of an expanded model's first step reads, of old and of new text."""
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class WorkerContext:
-    """Which worker this is, and collective sums."""
-
-    rank: int
-    world: int
-    device: torch.device
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum of a tensor over all workers."""
-        if self.world == 1:
-            return values
-        moved = values.to(self.device)
-        dist.all_reduce(moved)
-        return moved.to(values.device)
 
 
 class StageHooks(Protocol):
@@ -61,7 +50,13 @@ class StageHooks(Protocol):
     def during(self, model: nn.Module, context: WorkerContext) -> dict[str, float]:
         """Metrics of an evaluation during the stage."""
 
-    def finish(self, engine: Engine, context: WorkerContext) -> dict[str, Any]:
+    def old_text(self, rows: int) -> NDArray[np.int32]:
+        """Rows [n, S+1] of held-out text that the model knew before the stage."""
+
+    def select(self, model: nn.Module, context: WorkerContext) -> dict[str, float]:
+        """Nats per token by domain on held-out text that no score is reported of, to choose between models."""
+
+    def finish(self, engine: Engine, context: WorkerContext, adapted: Adapted) -> dict[str, Any]:
         """Evaluate and export at the end of the stage; what it returns becomes part of the stage's result."""
 
 
@@ -83,8 +78,8 @@ class StageJob:
     hooks: StageHooks
     stream: StageStream | None
     """None: nothing is trained, only the hooks run."""
-    start_from: Storage | None = None
-    """Checkpoint folder of the stage before."""
+    history: tuple[Earlier, ...] = ()
+    """The stages before this one, first to last; it starts where the last one ended."""
     called: float = field(default_factory=time.time)
     """Unix seconds at the call of `fit`."""
 
@@ -105,7 +100,7 @@ def run_worker(
     """
     try:
         return _Stage(job, context, blocks, entered).run()
-    except _KnownToAll as known:
+    except KnownToAll as known:
         error = known.error
     except NexusError as alone:
         if context.world > 1:
@@ -116,14 +111,6 @@ def run_worker(
     return {"error": {"kind": type(error).__name__, "message": str(error)}}
 
 
-class _KnownToAll(Exception):
-    """Carries an error that every worker raises at the same point, after an exchange."""
-
-    def __init__(self, error: NexusError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
 class _Stage:
     def __init__(
         self, job: StageJob, context: WorkerContext, blocks: Callable[..., Any] | None, entered: float | None
@@ -131,7 +118,8 @@ class _Stage:
         self.job, self.context = job, context
         self.marks = {"entered": entered or time.time(), "imported": time.time()}
         """Unix seconds of the milestones up to the first step."""
-        self.config, self.training = job.config, job.config.training
+        self.config, self.training, self.keep = job.config, job.config.training, job.config.continual.keep
+        self.lineage = Lineage(job.config, job.history, job.vocab_size, job.eos_id, context, self._warn)
         torch.set_num_threads(self.config.cluster.cpus_per_worker or 1)
         self.shape = BatchShape(self.training.rows_per_step, context.world, self.training.micro_batch_size)
         if job.stream is not None:
@@ -145,6 +133,7 @@ class _Stage:
                 blocks=partial(blocks, job.stream, context.rank, rows, chunk) if blocks is not None else None,
                 warn=self._warn,
             )
+            self.openings = openings(job.config, job.stream.steps)
         self.optimizer_step = 0
 
     def _warn(self, text: str) -> None:
@@ -152,74 +141,75 @@ class _Stage:
 
     # --- setting up -------------------------------------------------------------------------------------------
 
-    def _agreed(self, action: Callable[[], T]) -> T:
-        """What `action`, which exchanges nothing, returns; if it fails in any worker, all raise the same error."""
-        result, error = None, None
-        try:
-            result = action()
-        except NexusError as caught:
-            error = caught
-        found = next((each for each in ckpt._gather(error, self.context.world) if each is not None), None)
-        if found is not None:
-            raise _KnownToAll(found)
-        return cast(T, result)
-
-    def _build(self) -> nn.Module:
-        return self._agreed(self._new_model)
-
-    def _new_model(self) -> nn.Module:
-        # fp32 here: DeepSpeed makes its bf16 copies from fp32 weights, which become the masters.
-        model = build_model(
-            self.config.model, vocab_size=self.job.vocab_size, eos_id=self.job.eos_id, seed=self.config.seed
-        )
-        apply_freeze(model, self.training.freeze)
-        return model
-
-    def _engine(self, model: nn.Module) -> Engine:
-        return Engine(model.to(self.context.device), self.training, self.shape, use_gpu=self.config.cluster.use_gpu)
-
     def _restore(self) -> int:
-        """Build the engine in the newest state there is; the step where training goes on."""
-        rank, world = self.context.rank, self.context.world
+        """Build the engine in the newest state there is; the step where training goes on. Also called in the middle of
+        a stage, when more of the model is opened to training."""
         import_deepspeed(use_gpu=self.config.cluster.use_gpu)
-        self.marks["deepspeed"] = time.time()
-        own = ckpt.newest_valid(self.job.checkpoints, rank=rank, world=world, on_bad=self._warn)
-        before = None
-        if self.job.start_from is not None:
-            before = ckpt.newest_valid(self.job.start_from, rank=rank, world=world, on_bad=self._warn)
-            if before is None:
-                raise _KnownToAll(
-                    DataError(
-                        f"{self.job.start_from.uri} holds no valid checkpoint of the stage before; delete that stage's "
-                        f"folder to train it again"
-                    )
-                )
-        model = self._build()
+        self.marks.setdefault("deepspeed", time.time())
+        own = self.lineage.newest(self.job.checkpoints)
         if own is not None:
-            self._agreed(partial(self._own_run, own))
-            self._load(model, own, before, keep_optimizer=True)
-            self.optimizer_step = own.info.optimizer_step
-            ckpt.restore_rng(own, rank=rank)
-        elif before is not None:
-            keep = self.config.continual.optimizer_state == "keep"
-            self._load(model, before, None, keep_optimizer=keep)
-            self.optimizer_step = before.info.optimizer_step if keep else 0
+            self.context.agreed(partial(self._own_run, own))
+        adapted, source = self.lineage.build(own=own)
+        step = own.info.step if own is not None else 0
+        if own is None and inserts_blocks(self.config, [each.config for each in self.job.history]):
+            self.context.agreed(partial(self._check_first_step, adapted))
+        factors = opened(adapted, self.config, step, self._stream.steps)
+        start = self._start_masters(factors) if own is not None and self.keep.l2 else None
+        if source is None:
+            self.engine = self._engine(adapted.model, factors)
         else:
-            self.engine = self._engine(model)
+            keep = own is not None or self.config.continual.optimizer_state == "keep"
+            self._load(adapted.model, source, factors, keep_optimizer=keep)
+            self.optimizer_step = source.info.optimizer_step if keep else 0
+        self.adapted = adapted
+        if self.keep.l2:
+            self.engine.pull_to(start or self.engine.copied_masters(), self.keep.l2)
+        self.frozen = ckpt.frozen_sha256(self.engine.module)
         if own is None:
             torch.manual_seed(self.config.seed)
-        self.frozen = ckpt.frozen_sha256(self.engine.module)
-        if own is not None:
-            same = partial(
-                ckpt.verify,
-                own,
-                frozen=self.frozen,
-                probe_loss=self._probe(),
-                exact=own.info.same_layout(self.engine),
-                precision=str(self.training.precision),
-            )
-            self._agreed(same)
-        return own.info.step if own is not None else 0
+        else:
+            ckpt.restore_rng(own, rank=self.context.rank)
+            self._verify(own)
+        self.engine.engine.train()
+        return step
+
+    def _check_first_step(self, adapted: Adapted) -> None:
+        """Training may not begin if its first step would throw old text off."""
+        from nexus_ray.models.identity import check_drift
+
+        places = self._stream.sequences(0, 1)
+        new = self._stream.read(places.domains, places.domain[:PROBE_ROWS], places.row[:PROBE_ROWS])
+        check_drift(
+            adapted.model,
+            adapted.expansions[-1].parameters,
+            old_rows=decode_rows(self.job.hooks.old_text(PROBE_ROWS)),
+            new_rows=decode_rows(new),
+            learning_rate=self.training.learning_rate,
+            weight_decay=self.training.weight_decay,
+            max_drift=self.config.continual.expansion.max_drift,
+        )
+
+    def _engine(self, model: nn.Module, lr_factors: Mapping[str, float]) -> Engine:
+        model, use_gpu = model.to(self.context.device), self.config.cluster.use_gpu
+        return Engine(model, self.training, self.shape, use_gpu=use_gpu, lr_factors=lr_factors)
+
+    def _start_masters(self, lr_factors: Mapping[str, float]) -> list[list[Tensor]]:
+        """The stage's first weights as the optimizer of this worker holds them."""
+        return self._engine(self.lineage.start().model, lr_factors).copied_masters()
+
+    def _verify(self, own: ckpt.Checkpoint) -> None:
+        trained = {name for group in own.info.parameters for name in group}
+        frozen = ckpt.frozen_sha256(self.engine.module, trained)
+        exact = own.info.same_layout(self.engine) and own.info.parameters == self.engine.group_names
+        same = partial(
+            ckpt.verify,
+            own,
+            frozen=frozen,
+            probe_loss=self._probe(),
+            exact=exact,
+            precision=str(self.training.precision),
+        )
+        self.context.agreed(same)
 
     def _own_run(self, checkpoint: ckpt.Checkpoint) -> None:
         if checkpoint.info.fingerprint != self.job.fingerprint:
@@ -229,26 +219,43 @@ class _Stage:
             )
 
     def _load(
-        self, model: nn.Module, source: ckpt.Checkpoint, base: ckpt.Checkpoint | None, *, keep_optimizer: bool
+        self, model: nn.Module, source: ckpt.Checkpoint, lr_factors: Mapping[str, float], *, keep_optimizer: bool
     ) -> None:
         rank, world = self.context.rank, self.context.world
         mine = (world, int(self.training.zero_stage), self.training.precision)
         same = mine == (source.info.world_size, source.info.zero_stage, source.info.precision)
         trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         if same and sorted(trained) == sorted(name for group in source.info.parameters for name in group):
-            self.engine = self._engine(model)
+            self.engine = self._engine(model, lr_factors)
             ckpt.load_native(self.engine, source, rank=rank)
             if not keep_optimizer:
                 self.engine.reset_optimizer()
             return
-        for each in (base, source):
-            if each is not None:
-                with ckpt.portable(each, rank=rank, world=world) as states:
-                    ckpt.load_weights(model, states)
-                    if each is source:
-                        self.engine = self._engine(model)
-                        if keep_optimizer:
-                            self.engine.set_state(states, optimizer_step=source.info.optimizer_step)
+        with ckpt.portable(source, rank=rank, world=world) as states:
+            ckpt.load_weights(model, states)
+            self.engine = self._engine(model, lr_factors)
+            if keep_optimizer:
+                self.engine.set_state(states, optimizer_step=source.info.optimizer_step)
+
+    def _teacher(self, step: int) -> Teacher | None:
+        """Predictions of the stage's first weights on the rows it will replay; written before its first step."""
+        rows = replayed_rows(self._stream) if self.keep.kl else 0
+        if not rows:
+            return None
+        folder = self.job.folder.child("teacher")
+        info = TeacherInfo(
+            rows=rows,
+            parts=self.context.world,
+            top_k=min(self.keep.kl_top_k, self.job.vocab_size),
+            seq_len=self.training.seq_len,
+            first_row=self._stream.first_row,
+            run=self.job.fingerprint,
+        )
+        if step == 0:
+            batch = self.engine.shape.micro
+            write_teacher(self.engine.engine, self._stream, folder, info, self.context, batch_rows=batch)
+            self.engine.engine.train()
+        return self.context.agreed(partial(Teacher.open, folder, info, self._stream))
 
     # --- the loop ---------------------------------------------------------------------------------------------
 
@@ -256,28 +263,32 @@ class _Stage:
         job, context = self.job, self.context
         began = time.time()
         if job.stream is None:
-            self.engine = self._engine(self._build())
-            return self._result(0, began, job.hooks.finish(self.engine, context))
+            self.adapted = Adapted(context.agreed(self.lineage.first))
+            self.engine = self._engine(self.adapted.model, {})
+            return self._result(0, began, job.hooks.finish(self.engine, context, self.adapted))
         step = self._restore()
         self.saved_at, self.saved_step = time.monotonic(), step
+        self.teacher = self._teacher(step)
         watch = _StopWatch(job.run) if context.rank == 0 else None
-        self.engine.engine.train()
         self.marks["engine"] = time.time()
         while step < job.stream.steps:
             stop = self._step(step, watch)
             step += 1
             self.feed.start(step + 1)  # what it needs to start up would only delay the first step
+            if not stop and step in self.openings:
+                self._save(step)
+                self._restore()
             if stop:
                 self._save(step)
                 return {"interrupted": True, "step": step}
         if self.saved_step != step or not ckpt.committed(job.checkpoints):
             self._save(step)
-        return self._result(step, began, job.hooks.finish(self.engine, context))
+        chosen = self._interpolate(step) if self.keep.interpolate else {}
+        return self._result(step, began, {**chosen, **job.hooks.finish(self.engine, context, self.adapted)})
 
     def _step(self, step: int, watch: _StopWatch | None) -> bool:
         """One optimizer step, its line in the record, and whether to stop after it."""
-        stream = self.job.stream
-        assert stream is not None
+        stream = self._stream
         began = time.perf_counter()
         rows, fault = self._rows(step)
         self.marks.setdefault("batch", time.time())
@@ -287,8 +298,8 @@ class _Stage:
         asked = [float(targets_B.sum()), float(bool(watch and watch.asked)), float(save), float(fault is not None)]
         targets, stop, save_sum, faults = self.context.sum(torch.tensor(asked, dtype=torch.float64)).tolist()
         if faults:
-            raise next(_KnownToAll(DataError(text)) for text in ckpt._gather(fault, self.context.world) if text)
-        segment = stream.plan.segment_at(stream.first_row + step * stream.rows_per_step)
+            raise next(KnownToAll(DataError(text)) for text in self.context.gather(fault) if text)
+        segment = self._segment(step)
         weight_B = row_weights(
             torch.from_numpy(rows.replayed.copy()),
             alpha=self.config.continual.alpha,
@@ -297,27 +308,42 @@ class _Stage:
         domain_B = torch.from_numpy(rows.domain.copy())
         lr = self.training.learning_rate * segment.lr_factor * self._lr_factor(step)
         sums = torch.zeros(len(stream.plan.domains), 3, dtype=torch.float64)
+        kl = 0.0
         micro = self.engine.shape.micro
         starts = range(0, len(rows), micro)
         for begin in starts:
             part = slice(begin, begin + micro)
             piece = type(decoded)(*(getattr(decoded, name)[part] for name in decoded.__dataclass_fields__))
-            nll_BT = token_nll(self.engine.engine, piece)
-            self.engine.backward(weighted_sum(nll_BT, weight_B[part]), max(1.0, targets))
+            logits = row_logits(self.engine.engine, piece)
+            nll_BT = target_nll(logits, piece.targets)
+            loss = weighted_sum(nll_BT, weight_B[part])
+            if self.teacher is not None:
+                kl_BT = self.teacher.divergence(logits, piece.targets, rows[part])
+                loss = loss + self.keep.kl * kl_BT.sum()
+                kl += float(kl_BT.detach().double().sum())
+            self.engine.backward(loss, max(1.0, targets))
             sums += domain_sums(nll_BT, targets_B[part], domain_B[part], len(sums))
             last = begin == starts[-1]
             if last:
-                sums, batch_hash = self._summed(sums, rows)
+                sums, kl, batch_hash = self._summed(sums, kl, rows)
                 self._check_finite(step, sums, stream, lr)
             self.engine.step(last=last, learning_rate=lr)
         if self.engine.grad_norm is not None and not np.isfinite(self.engine.grad_norm):
             raise self._not_finite("gradient norm", self.engine.grad_norm, step, sums, stream, lr)
         self.optimizer_step += 1
         self.marks.setdefault("step", time.time())
-        self._record(step, sums, lr, batch_hash, time.perf_counter() - began)
+        self._record(step, sums, kl, lr, batch_hash, time.perf_counter() - began)
         if save_sum and not stop:
             self._save(step + 1)
         return bool(stop)
+
+    @property
+    def _stream(self) -> StageStream:
+        assert self.job.stream is not None
+        return self.job.stream
+
+    def _segment(self, step: int) -> Segment:
+        return self._stream.plan.segment_at(self._stream.first_row + step * self._stream.rows_per_step)
 
     def _rows(self, step: int) -> tuple[RankRows, str | None]:
         """This worker's rows, or rows of nothing and the reason."""
@@ -330,22 +356,25 @@ class _Stage:
             return RankRows(nothing, minus, minus.astype(np.int16), minus * 0, minus > 0), str(error)
 
     def _lr_factor(self, step: int) -> float:
-        assert self.job.stream is not None
         return factor(
             step,
-            total_steps=self.job.stream.steps,
+            total_steps=self._stream.steps,
             warmup_steps=self.config.continual.warmup_steps,
             config=self.training.schedule,
             rewarm=self.config.continual.warmup_on_new or self.job.stage_index == 0,
         )
 
-    def _summed(self, sums: Tensor, rows: RankRows) -> tuple[Tensor, int]:
-        """Per-domain sums and the hash of the global batch, over all workers."""
+    def _summed(self, sums: Tensor, kl: float, rows: RankRows) -> tuple[Tensor, float, int]:
+        """Per-domain sums, the divergence from the teacher and the hash of the global batch, over all workers."""
         part = row_hashes(rows)
-        low, high = float(part & 0x7FFFFFFF), float(part >> 31)  # exact in float64 when summed over workers
-        packed = self.context.sum(torch.cat([sums.flatten(), torch.tensor([low, high], dtype=torch.float64)]))
+        extra = (
+            kl,
+            float(part & 0x7FFFFFFF),
+            float(part >> 31),
+        )  # halves: exact in float64
+        packed = self.context.sum(torch.cat([sums.flatten(), torch.tensor(extra, dtype=torch.float64)]))
         total = (int(packed[-2]) + (int(packed[-1]) << 31)) & ((1 << 62) - 1)
-        return packed[:-2].view_as(sums), total
+        return packed[:-3].view_as(sums), float(packed[-3]), total
 
     def _check_finite(self, step: int, sums: Tensor, stream: StageStream, lr: float) -> None:
         loss = float(sums[:, 0].sum() / sums[:, 1].sum())
@@ -354,7 +383,7 @@ class _Stage:
 
     def _not_finite(
         self, what: str, value: float, step: int, sums: Tensor, stream: StageStream, lr: float
-    ) -> _KnownToAll:
+    ) -> KnownToAll:
         found = ckpt.committed(self.job.checkpoints)
         last_good = f"the last good checkpoint is {found[0].folder.uri}" if found else "there is no checkpoint yet"
         losses = loss_by_domain(sums, stream.plan.domains)
@@ -365,15 +394,17 @@ class _Stage:
             f"{first + stream.rows_per_step - 1} of the plan; {last_good}. Lower training.learning_rate, raise "
             f"continual.warmup_steps, or use training.precision: fp32, under another name"
         )
-        return _KnownToAll(error)
+        return KnownToAll(error)
 
-    def _record(self, step: int, sums: Tensor, lr: float, batch_hash: int, seconds: float) -> None:
-        stream = self.job.stream
-        assert stream is not None
-        evaluation = {}
+    def _record(self, step: int, sums: Tensor, kl: float, lr: float, batch_hash: int, seconds: float) -> None:
+        stream = self._stream
+        evaluation: dict[str, float] = {}
+        if self.teacher is not None:
+            replayed = [i for i, name in enumerate(stream.plan.domains) if name in self._segment(step).replay]
+            evaluation["train/kl"] = kl / max(1.0, float(sums[replayed, 1].sum()))
         every = self.config.evaluation.every_steps
         if every and (step + 1) % every == 0 and step + 1 < stream.steps:
-            evaluation = self.job.hooks.during(self.engine.module, self.context)
+            evaluation |= self.job.hooks.during(self.engine.module, self.context)
             self.engine.engine.train()
         if self.context.rank:
             return
@@ -399,6 +430,44 @@ class _Stage:
         }
         self.job.run.append_line(json.dumps(line), "metrics.jsonl")
 
+    # --- between the first and the last weights ---------------------------------------------------------------
+
+    def _interpolate(self, step: int) -> dict[str, Any]:
+        """Replace the trained weights by the best point between the stage's first ones and them, in a checkpoint that
+        counts as later than the one that training ended with."""
+        from nexus_ray.models.interpolate import choose_factor, interpolated
+
+        own = self.lineage.newest(self.job.checkpoints)
+        assert own is not None
+        if own.info.interpolated is not None:  # this process came after the choice
+            return {"interpolated": {"factor": own.info.interpolated}}
+        trained = {name for group in own.info.parameters for name in group}
+        first = self.lineage.start().model
+        start = {name: value.detach() for name, value in first.named_parameters() if name in trained}
+        with ckpt.portable(own, rank=self.context.rank, world=self.context.world) as states:
+            end = {name: full_shape(states[name]["fp32"], value) for name, value in start.items()}
+        start = {name: value.clone() for name, value in start.items()}
+        candidate = first.to(self.context.device)
+        losses = {}
+        for share in sorted({0.0, 1.0, *self.keep.interpolate}):
+            _set_weights(candidate, interpolated(start, end, share))
+            losses[share] = self.job.hooks.select(candidate, self.context)
+        factor = choose_factor(losses, self._selection_weights(losses[1.0]))
+        if factor == 1.0:
+            return {"interpolated": {"factor": factor, "losses": losses}}
+        _set_weights(candidate, interpolated(start, end, factor))
+        del self.engine
+        self.engine = self._engine(candidate, {})
+        self._save(step, interpolated=factor)
+        return {"interpolated": {"factor": factor, "losses": losses}}
+
+    def _selection_weights(self, domains: Collection[str]) -> dict[str, float]:
+        """One half for the stage's new domains together, one for all others that are scored."""
+        new = [name for name in domains if name in self.config.stages[self.job.stage_index].domains]
+        old = [name for name in domains if name not in new]
+        weights = {name: 1.0 / len(new) for name in new}
+        return weights | {name: 1.0 / len(old) for name in old}
+
     # --- checkpoints and result -------------------------------------------------------------------------------
 
     def _save_due(self, step: int) -> bool:
@@ -408,7 +477,7 @@ class _Stage:
         by_clock = policy.every_seconds is not None and time.monotonic() - self.saved_at >= policy.every_seconds
         return self.context.rank == 0 and (by_steps or by_clock)
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, *, interpolated: float | None = None) -> None:
         info = ckpt.CheckpointInfo(
             fingerprint=self.job.fingerprint,
             stage=self.job.stage,
@@ -422,14 +491,14 @@ class _Stage:
             parameters=self.engine.group_names,
             frozen_sha256=self.frozen,
             probe_loss=self._probe(),
+            interpolated=interpolated,
         )
         ckpt.save(self.engine, self.job.checkpoints, info, rank=self.context.rank, keep=self.training.checkpoint.keep)
         self.saved_at, self.saved_step = time.monotonic(), step
 
     def _probe(self) -> float:
         """Loss in nats per target of the stage's first two rows under the present weights."""
-        stream = self.job.stream
-        assert stream is not None
+        stream = self._stream
         first = stream.plan.sequences(stream.first_row, stream.first_row + 2)
         rows = decode_rows(stream.read(first.domains, first.domain, first.row)).to(self.context.device)
         self.engine.engine.eval()
@@ -468,6 +537,13 @@ def replayed_share(stream: StageStream, steps: int) -> float:
             replayed += sum(drawn[name] for name in segment.replay)
             total += high - low
     return replayed / total
+
+
+def _set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            parameters[name].copy_(value)
 
 
 class _StopWatch:

@@ -29,7 +29,8 @@ def train_worker(settings: dict[str, bytes]) -> dict[str, Any]:
 
     job: StageJob = cloudpickle.loads(settings["job"])
     from nexus_ray.stream.loader import blocks_of_rank
-    from nexus_ray.train.loop import WorkerContext, run_worker
+    from nexus_ray.train.agree import WorkerContext
+    from nexus_ray.train.loop import run_worker
 
     here = ray.train.get_context()
     context = WorkerContext(

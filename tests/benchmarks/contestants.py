@@ -63,7 +63,7 @@ class PausingHooks:
         await_baton(Path(self.folder), f"go-{self._segment}")
         return {}
 
-    def finish(self, engine: Any, context: Any) -> dict[str, Any]:
+    def finish(self, engine: Any, context: Any, adapted: Any) -> dict[str, Any]:
         return {}
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from nexus_ray.train.loop import StageJob, WorkerContext, run_worker
+from nexus_ray.train.agree import WorkerContext
+from nexus_ray.train.loop import StageJob, run_worker
 
 
 def main(folder: Path) -> None:

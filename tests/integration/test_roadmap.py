@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from nexus_ray.config import load_config
+from nexus_ray.config import load_config, parse_config
 from nexus_ray.errors import ConfigError, ForgettingError
 from nexus_ray.report.page import write_report
 from nexus_ray.roadmap import RunOutcome, evaluate_run, run_roadmap
 from nexus_ray.session import ray_session
+from tests.chats import conversations, talk, write_jsonl
 from tests.roadmaps import tiny_roadmap
 
 pytestmark = pytest.mark.ray
@@ -142,3 +143,25 @@ def test_a_progressive_stage_and_a_stage_s_own_settings(folder: Path) -> None:
     lines = [json.loads(line) for line in outcome.folder.read_text("metrics.jsonl").splitlines()]
     assert max(line["train/lr"] for line in lines if line["stage"] == "south") == pytest.approx(1e-3)
     assert outcome.scores["bits_per_byte"][2][1] < outcome.scores["bits_per_byte"][1][1]
+
+
+def test_a_fine_tuning_stage_learns_answers_and_replays_text(folder: Path) -> None:
+    """Text, then conversations with replayed text, in one roadmap; the export chats."""
+    from transformers import AutoTokenizer
+
+    write_jsonl(folder / "chat.jsonl", conversations(200, words=3, turns=1))
+    base = tiny_roadmap(folder, name="sft", training__seq_len=64, training__global_batch_tokens=512)
+    data = base.model_dump(mode="json")
+    data["domains"]["south"] |= {
+        "format": "chat",
+        "source": {"kind": "files", "paths": [str(folder / "chat.jsonl")], "split_on": None},
+    }
+    data["stages"][1]["kind"] = "sft"
+    outcome = run_roadmap(parse_config(data), report=write_report)
+    bits = outcome.scores["bits_per_byte"]
+    assert bits[2][1] < bits[1][1], "the answers are learned"
+    assert read(outcome, "run.json")["data"]["south"]["stats"]["packing_efficiency"] > 0.5
+    samples = {each["domain"]: each for each in read(outcome, "stages", "01-south", "samples.json")}
+    assert samples["south"]["prompt"].endswith("### Assistant\n")
+    tokenizer = AutoTokenizer.from_pretrained(outcome.folder.local_path / "stages" / "01-south" / "model")
+    assert tokenizer.apply_chat_template(talk("king?"), tokenize=False, add_generation_prompt=True).endswith("nt\n")

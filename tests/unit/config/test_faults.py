@@ -79,8 +79,22 @@ def test_a_fault_names_path_value_rule_and_way_out(override: str, expected: str 
         (["stages.1.replay={code: 1}"], "stages.1.replay.code is also a new domain of this stage"),
         (["domains.code.held_out_fraction=0"], "domains.code.held_out_fraction=0 leaves nothing to evaluate on"),
         (["training.seq_len=4096"], "training.seq_len=4096 is beyond model.architecture.max_seq_len=2048"),
-        (["continual.use_lora=true"], "set continual.use_lora: false"),
-        (["continual.expand_blocks=2"], "set continual.expand_blocks: 0"),
+        (["continual.use_lora=true", "continual.expand_blocks=2"], "and continual.expand_blocks exclude each other"),
+        (
+            ["continual.expand_blocks=2", "continual.expansion.positions=[1]"],
+            "continual.expansion.positions=[1] names 1 places for continual.expand_blocks=2",
+        ),
+        (
+            ["continual.keep.kl=0.1", "continual.replay_ratio=0"],
+            "continual.keep.kl=0.1 acts on replayed rows, and continual.replay_ratio is 0; set a ratio",
+        ),
+        (["continual.use_lora=true", "continual.keep.l2=1"], "continual.keep.l2=1.0 does not combine with"),
+        (
+            ["continual.expand_blocks=1", "continual.keep.interpolate=[0.5]"],
+            "continual.keep.interpolate=[0.5] does not combine with continual.expand_blocks",
+        ),
+        (["continual.use_osft=true", "training.freeze=[norm]"], "training.freeze=['norm'] does not combine with"),
+        (["model.source=wheel", "model.tokenizer.source=model"], "model.wheel says no package"),
         (["model.source=a/b"], "model.source='a/b' has its own vocabulary; set model.tokenizer.source: model"),
         (["model.tokenizer.source=model"], "a scratch model brings no tokenizer"),
         (
@@ -106,8 +120,8 @@ def test_a_fault_names_path_value_rule_and_way_out(override: str, expected: str 
             "stages.1.override.training: token_budget=10 is less",
         ),
         (
-            ["stages.1.override={continual.use_lora: true}"],
-            "stages.1.override.continual.use_lora=True: LoRA",
+            ["continual.use_osft=true", "stages.1.override={continual.use_lora: true}"],
+            "stages.1.override.continual.use_lora and continual.use_osft exclude each other",
         ),
         (["stages.1.override={report.prompts: {x: hi}}"], "stages.1.override.report.prompts.x: no domain 'x'"),
     ],
@@ -129,11 +143,12 @@ def test_all_faults_come_at_once_and_none_twice() -> None:
         "stages.1.override={training.learning_rate: x, training.seq_len: 3}",
         "domains.code.source.kind=x",
         "continual.expand_blocks=1",
+        "continual.expansion.positions=[0, 1]",
     )
     paths = [line.split("=")[0].split(":")[0] for line in found]
     assert sorted(paths) == [
         "anchors.0",
-        "continual.expand_blocks",
+        "continual.expansion.positions",
         "continual.replay_ratio",
         "domains.code.source.kind",
         "stages.1.name",

@@ -39,13 +39,14 @@ class FakeEngine:
     """Saves files that say their step, as DeepSpeed would its shards."""
 
     shape = SimpleNamespace(world=1)
+    module = torch.nn.Linear(2, 2)
 
     def __init__(self, say: Callable[[], str] = lambda: "weights") -> None:
         self._say = say
         self.engine = self
 
-    def save_checkpoint(self, folder: str, *, tag: str, save_latest: bool) -> None:
-        assert not save_latest
+    def save_checkpoint(self, folder: str, *, tag: str, save_latest: bool, exclude_frozen_parameters: bool) -> None:
+        assert exclude_frozen_parameters and not save_latest
         place = Path(folder) / tag
         place.mkdir(parents=True)
         (place / "model.pt").write_text(self._say())
