@@ -6,6 +6,7 @@ workers and at least one more CPU for data tasks (with none left, Ray Data waits
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -174,6 +175,17 @@ def _start_local(demands: list[Demand], hardware: Hardware) -> None:
         logging_level=logging.ERROR,
         object_store_memory=_object_store_bytes(),
     )
+    _end_idlers()
+
+
+def _end_idlers() -> None:
+    """End the processes that carry logs to a driver and ask for more nodes: here nobody listens, and each takes one
+    percent of a core."""
+    from ray._private import worker
+
+    for name in ("kill_log_monitor", "kill_monitor"):
+        with contextlib.suppress(Exception):  # private to Ray; without it they run on
+            getattr(worker._global_node, name)(check_alive=False)
 
 
 def check_local(demands: list[Demand], hardware: Hardware) -> None:

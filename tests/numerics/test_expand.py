@@ -266,7 +266,7 @@ def test_too_large_a_step_is_refused() -> None:
         )
     )
     assert "training.learning_rate=1 " in message and "more than 0.05 allowed" in message
-    assert "lower training.learning_rate" in message and "continual.expand_positions" in message
+    assert "lower training.learning_rate" in message and "continual.expansion.positions" in message
 
 
 def _learnable_rows(seed: int) -> Rows:
