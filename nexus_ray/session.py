@@ -184,7 +184,7 @@ def _end_idlers() -> None:
     from ray._private import worker
 
     for name in ("kill_log_monitor", "kill_monitor"):
-        with contextlib.suppress(Exception):  # private to Ray; without it they run on
+        with contextlib.suppress(AttributeError, TypeError):  # private to Ray; should it change, they run on
             getattr(worker._global_node, name)(check_alive=False)
 
 

@@ -193,7 +193,7 @@ def _model_sources_agree(config: RunConfig) -> Iterator[Fault]:
 
 
 def _methods_agree(config: RunConfig) -> Iterator[Fault]:
-    """At most one method per stage, and no settings of one that is not used."""
+    """At most one method per stage, and nothing beside it that does not combine with it."""
     continual, keep = config.continual, config.continual.keep
     chosen = {
         "continual.use_lora": continual.use_lora,

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from nexus_ray.errors import ConfigError
 from nexus_ray.models.blocks import block_prefix, decoder_blocks, grown_config, number_blocks, silent_copy
-from nexus_ray.models.identity import check_identity, probe_rows, row_logits
+from nexus_ray.models.identity import check_identity, probe_rows, still_logits
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def expand_blocks(model: PreTrainedModel, count: int, *, positions: Sequence[int
     changes = grown_config(model.config, chosen)
     before = {name: getattr(model.config, name) for name in changes}
     rows = None if model.device.type == "meta" else probe_rows(model)
-    base_logits = None if rows is None else row_logits(model, rows)
+    base_logits = None if rows is None else still_logits(model, rows)
     copies = [silent_copy(blocks[position], model.config) for position in chosen]
 
     for position, twin in reversed(list(zip(chosen, copies, strict=True))):

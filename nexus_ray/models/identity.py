@@ -17,7 +17,7 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from nexus_ray.errors import ConfigError
-from nexus_ray.models.score import IGNORE, Rows, attention_inputs, decode_rows, target_nll
+from nexus_ray.models.score import IGNORE, Rows, attention_inputs, decode_rows, row_logits, target_nll
 
 MAX_DRIFT = 0.05
 """Default bound of the first step's drift, in nats per token of old text."""
@@ -44,15 +44,15 @@ def probe_rows(model: PreTrainedModel) -> Rows:
     return decode_rows(tokens.view(_PROBE_SHAPE).to(model.device))
 
 
-def row_logits(model: PreTrainedModel, rows: Rows) -> torch.Tensor:
-    """Logits [B, S, V] of `rows`, in the model's precision, without dropout and without a graph."""
+def still_logits(model: PreTrainedModel, rows: Rows) -> torch.Tensor:
+    """`row_logits` without dropout, without a graph and with nothing marked as trained, which may round otherwise."""
     with _evaluating(model), torch.no_grad():
-        return model(**_inputs(model, rows)).logits
+        return row_logits(model, rows)
 
 
 def check_identity(base_logits_BSV: torch.Tensor, model: PreTrainedModel, rows: Rows) -> None:
-    """Raise ConfigError unless `model` says of `rows` exactly, bit for bit, what its base said (`row_logits`)."""
-    logits_BSV = row_logits(model, rows)
+    """Raise ConfigError unless `model` says of `rows` exactly, bit for bit, what its base said (`still_logits`)."""
+    logits_BSV = still_logits(model, rows)
     if torch.equal(logits_BSV, base_logits_BSV.to(logits_BSV.device)):
         return
     if not torch.isfinite(base_logits_BSV).all():
@@ -107,7 +107,7 @@ def check_start(
     old_rows: Rows,
     **settings: Any,
 ) -> Drift:
-    """Both checks: `base_logits_BSV` are the base's `row_logits` of `old_rows`; the rest as `check_drift` takes it."""
+    """Both checks: `base_logits_BSV` are the base's `still_logits` of `old_rows`, the rest is `check_drift`'s."""
     check_identity(base_logits_BSV, model, old_rows)
     return check_drift(model, parameters, old_rows=old_rows, **settings)
 

@@ -120,12 +120,15 @@ def _write_folder(file: Path, folder: Storage) -> None:
     arguments: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     try:
         with no_progress_bars():
-            AutoTokenizer.from_pretrained(file.parent, **arguments).save_pretrained(out)
-            AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **arguments).save_pretrained(out)
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, **arguments)
+            model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **arguments)
     except (ValueError, KeyError, OSError, NotImplementedError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"model.source={file} cannot be converted: {reason}; use a GGUF file of an architecture that transformers "
             f"reads, or the model's Hugging Face folder"
         ) from error
+    with folder.write_errors(), no_progress_bars():
+        tokenizer.save_pretrained(out)
+        model.save_pretrained(out)
     folder.write_json({"file": file.name}, MANIFEST)

@@ -23,6 +23,15 @@ class KnownToAll(Exception):
         self.error = error
 
 
+def gather(value: Any, world: int) -> list[Any]:
+    """The objects of all workers, in the order of their ranks."""
+    if world == 1:
+        return [value]
+    out: list[Any] = [None] * world
+    dist.all_gather_object(out, value)
+    return out
+
+
 @dataclass(frozen=True)
 class WorkerContext:
     """Which worker this is, and collective sums."""
@@ -48,11 +57,7 @@ class WorkerContext:
 
     def gather(self, value: Any) -> list[Any]:
         """The objects of all workers, in the order of their ranks."""
-        if self.world == 1:
-            return [value]
-        out: list[Any] = [None] * self.world
-        dist.all_gather_object(out, value)
-        return out
+        return gather(value, self.world)
 
     def agreed(self, action: Callable[[], T]) -> T:
         """What `action`, which exchanges nothing, returns; if it fails in any worker, all raise the same error."""

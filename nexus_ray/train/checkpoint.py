@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from nexus_ray.errors import CheckpointError
 from nexus_ray.storage import Storage
+from nexus_ray.train.agree import gather
 from nexus_ray.train.committed import MANIFEST, Checkpoint, CheckpointInfo, committed, read_manifest
 from nexus_ray.train.engine import MOMENTS, Engine, full_shape
 
@@ -50,7 +51,7 @@ def newest_valid(folder: Storage, *, rank: int, world: int, on_bad: Any = lambda
     for uri in _from_rank_zero(names, world):
         checkpoint = read_manifest(Storage(uri))
         fault = _fault(checkpoint, rank, world)
-        faults = _gather(fault, world)
+        faults = gather(fault, world)
         if not any(faults):
             return checkpoint
         if rank == 0:
@@ -91,7 +92,7 @@ def save(
     target = folder.child(name)
     with target.write_errors():
         files = _write_part(engine, target, rank)
-    everything = {key: value for share in _gather(files, world) for key, value in share.items()}
+    everything = {key: value for share in gather(files, world) for key, value in share.items()}
     checkpoint = Checkpoint(target, info, everything)
     if rank == 0:
         target.write_json({"info": asdict(info), "files": everything}, MANIFEST)
@@ -334,14 +335,6 @@ def _from_rank_zero(value: Any, world: int) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def _gather(value: Any, world: int) -> list[Any]:
-    if world == 1:
-        return [value]
-    out: list[Any] = [None] * world
-    dist.all_gather_object(out, value)
-    return out
 
 
 def _barrier(world: int) -> None:

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -41,7 +41,6 @@ from nexus_ray.train.teacher import Teacher, TeacherInfo, replayed_rows, write_t
 STOP_FILE = ("control", "stop")
 PROBE_ROWS = 4
 """Rows that the check of an expanded model's first step reads, of old and of new text."""
-T = TypeVar("T")
 
 
 class StageHooks(Protocol):
@@ -458,6 +457,8 @@ class _Stage:
         _set_weights(candidate, interpolated(start, end, factor))
         del self.engine
         self.engine = self._engine(candidate, {})
+        self.engine.set_state({}, optimizer_step=0)  # moments of other weights are of no use; DeepSpeed saves no gaps
+        self.optimizer_step = 0
         self._save(step, interpolated=factor)
         return {"interpolated": {"factor": factor, "losses": losses}}
 

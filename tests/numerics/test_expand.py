@@ -27,7 +27,7 @@ from nexus_ray.models.expand import (
     remove_blocks,
     unfreeze_names,
 )
-from nexus_ray.models.identity import check_identity, check_start, first_step_drift, row_logits
+from nexus_ray.models.identity import check_identity, check_start, first_step_drift, still_logits
 from nexus_ray.models.score import Rows, decode_rows, token_nll
 from tests.expandable import CONFIGS, LAYERS, VOCAB, expandable, random_rows
 
@@ -85,10 +85,10 @@ def test_every_accepted_architecture_has_a_model_here() -> None:
 )
 def test_logits_and_generation_are_the_bases(name: str, positions: tuple[int, ...] | None, dtype: torch.dtype) -> None:
     model, rows = expandable(name, dtype=dtype), random_rows()
-    before, generated = row_logits(model, rows), _generate(model)
+    before, generated = still_logits(model, rows), _generate(model)
     expansion = _expand(model, positions)
     check_identity(before, model, rows)
-    torch.testing.assert_close(row_logits(model, rows), before, rtol=0, atol=0)
+    torch.testing.assert_close(still_logits(model, rows), before, rtol=0, atol=0)
     torch.testing.assert_close(_generate(model), generated, rtol=0, atol=0)
     assert len(decoder_blocks(model)) == model.config.num_hidden_layers == LAYERS + len(expansion.new_blocks)
 
@@ -97,24 +97,24 @@ def test_logits_and_generation_are_the_bases(name: str, positions: tuple[int, ..
 def test_unsilenced_copies_would_be_seen(name: str) -> None:
     """The checks above have something to see: the same copies with their source's weights change the logits."""
     model, rows = expandable(name), random_rows()
-    before = row_logits(model, rows)
+    before = still_logits(model, rows)
     expansion = _expand(model)
     blocks = decoder_blocks(model)
     for index in expansion.new_blocks:
         blocks[index].load_state_dict(blocks[index - 1].state_dict())
-    assert (row_logits(model, rows) - before).abs().max() > 0.01
+    assert (still_logits(model, rows) - before).abs().max() > 0.01
     assert "differ by up to" in _refusal(lambda: check_identity(before, model, rows))
 
 
 @each_architecture
 def test_plain_transformers_reloads_the_grown_model(name: str, tmp_path: Path) -> None:
     model, rows = expandable(name), random_rows()
-    before, generated = row_logits(model, rows), _generate(model)
+    before, generated = still_logits(model, rows), _generate(model)
     _expand(model)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert _same_bits(_bits(model), _bits(loaded))
-    torch.testing.assert_close(row_logits(loaded, rows), before, rtol=0, atol=0)
+    torch.testing.assert_close(still_logits(loaded, rows), before, rtol=0, atol=0)
     torch.testing.assert_close(_generate(loaded), generated, rtol=0, atol=0)
 
 
@@ -232,7 +232,7 @@ def test_unfreeze_names() -> None:
 @each_architecture
 def test_first_step_stays_within_the_bound_and_leaves_no_trace(name: str) -> None:
     model, old, new = expandable(name), random_rows(1), random_rows(2)
-    base_logits = row_logits(model, old)
+    base_logits = still_logits(model, old)
     expansion = _expand(model)
     only_new_blocks(model, expansion)
     model.train()
@@ -257,7 +257,7 @@ def test_drift_is_that_of_a_real_step() -> None:
 
 def test_too_large_a_step_is_refused() -> None:
     model, old = expandable("llama"), random_rows(1)
-    base_logits = row_logits(model, old)
+    base_logits = still_logits(model, old)
     old = replace(old, targets=base_logits.argmax(dim=-1))  # text that the base knows
     expansion = _expand(model)
     message = _refusal(
@@ -290,7 +290,7 @@ def test_zeroed_projections_break_a_post_norm_model_at_the_first_step(
     for step in range(40):
         _train(model, _learnable_rows(100 + step), steps=1, learning_rate=1e-2)
     old, new = _learnable_rows(190), _learnable_rows(290)
-    base_logits = row_logits(model, old)
+    base_logits = still_logits(model, old)
     expansion = _expand(model, None)
     steps: dict[str, Any] = {"old_rows": old, "new_rows": new, "learning_rate": 2e-4}
     ours = check_start(model, expansion.parameters, base_logits, **steps)
@@ -358,10 +358,10 @@ def test_expansions_stack_and_unstack(name: str, tmp_path: Path) -> None:
     first = _expand(model)
     only_new_blocks(model, first)
     _train(model, rows, steps=2, learning_rate=1e-2)
-    middle, middle_logits, generated = _bits(model), row_logits(model, rows), _generate(model)
+    middle, middle_logits, generated = _bits(model), still_logits(model, rows), _generate(model)
 
     second = expand_blocks(model, 3)
-    torch.testing.assert_close(row_logits(model, rows), middle_logits, rtol=0, atol=0)
+    torch.testing.assert_close(still_logits(model, rows), middle_logits, rtol=0, atol=0)
     torch.testing.assert_close(_generate(model), generated, rtol=0, atol=0)
     only_new_blocks(model, second)
     _train(model, random_rows(1), steps=2, learning_rate=1e-2)

@@ -12,7 +12,7 @@ import pytest
 
 from nexus_ray.config.tree import RunConfig
 from tests.lab import HASHES, LOSSES, MOVED, Lab, losses_agree
-from tests.stage import checkpoints, column, manifest, rewound
+from tests.stage import STEPS, checkpoints, column, manifest, rewound
 
 SLOW = pytest.mark.slow
 METHODS: dict[str, dict[str, Any]] = {
@@ -71,3 +71,18 @@ def test_losses_and_resume_under_every_engine(lab: Lab, method: str, zero_stage:
     losses_agree(alone, config, MOVED if precision == "fp32" else 5e-3)
     hashes = {manifest(place)["frozen_sha256"] for run in (config, again, alone) for place in checkpoints(run).values()}
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("zero_stage", [0, pytest.param(1, marks=SLOW), 2])
+def test_a_later_stage_begins_with_the_chosen_point_between_weights(lab: Lab, zero_stage: int) -> None:
+    """The point is a checkpoint like any other: another worker count and another method load it."""
+    name = f"between-{zero_stage}"
+    config = lab.config(
+        name, stages=2, training__zero_stage=zero_stage, continual__keep__interpolate=[0.5], training__weight_decay=0.0
+    )
+    result = lab.run(config)
+    assert result["interpolated"]["factor"] < 1.0
+    again = lab.run(config)
+    assert again["interpolated"]["factor"] == result["interpolated"]["factor"] and again["weights"] == result["weights"]
+    lab.run(config, world=2, stage=1)
+    assert len(column(config, LOSSES, 1)) == STEPS
