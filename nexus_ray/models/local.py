@@ -128,6 +128,10 @@ def _write_folder(file: Path, folder: Storage) -> None:
             f"model.source={file} cannot be converted: {reason}; use a GGUF file of an architecture that transformers "
             f"reads, or the model's Hugging Face folder"
         ) from error
+    # The weights are plain float32 by now, but transformers remembers where they came from and would not save them.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
     with folder.write_errors(), no_progress_bars():
         tokenizer.save_pretrained(out)
         model.save_pretrained(out)
