@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nexus_ray.config import Curriculum, RunConfig, fingerprint, stage_config
+from nexus_ray.config.tree import ContinualConfig
 from nexus_ray.corpora.manifest import TokenManifest
 from nexus_ray.errors import ConfigError
 from nexus_ray.stream.curriculum import replay_weights, stage_segments
@@ -31,6 +32,7 @@ def print_plan(config: RunConfig, console: Console | None = None) -> None:
     console.print(f"record  {config.storage}/{config.name}", soft_wrap=True)
     console.print(f"shared  {config.storage}/_shared", soft_wrap=True)
     console.print(_stage_table(config, manifests))
+    console.print(_method_table(config))
     console.print(_curve_table(config))
     console.print(_domain_table(config, manifests))
     console.print(_memory_line(config), soft_wrap=True)
@@ -70,6 +72,41 @@ def _stage_table(config: RunConfig, manifests: dict[str, TokenManifest]) -> Tabl
             "token mean" if alpha is None else f"new {alpha:g}, replay {1 - alpha:g}",
         )
     return table
+
+
+def _method_table(config: RunConfig) -> Table:
+    """What of the model each stage trains."""
+    table = _table("methods", "stage", "method", "parameters", "trained", "share")
+    for stage, own, (every, trained) in zip(config.stages, _own_configs(config), _counts(config), strict=True):
+        figures = (f"{every:,}", f"{trained:,}", f"{trained / every:.2%}") if every else ("not known yet", "", "")
+        frozen = " but " + ", ".join(own.training.freeze) if own.training.freeze else ""
+        table.add_row(stage.name, own.continual.method + frozen, *figures)
+    return table
+
+
+def _own_configs(config: RunConfig) -> list[RunConfig]:
+    return [stage_config(config, index) for index in range(len(config.stages))]
+
+
+def _counts(config: RunConfig) -> list[tuple[int, int]]:
+    """All and trained parameters of every stage; zeros where the model cannot be looked at yet, as a file to convert.
+
+    Raises:
+        ConfigError: a method does not fit the model.
+    """
+    from nexus_ray.models.build import meta_model
+    from nexus_ray.models.local import if_converted, needs_conversion
+    from nexus_ray.models.methods import rehearse
+
+    config = if_converted(config)
+    unknown = [(0, 0)] * len(config.stages)
+    if needs_conversion(config.model):
+        return unknown
+    try:
+        model = meta_model(config.model, config.model.tokenizer.vocab_size)
+    except ConfigError:  # the line on memory says why
+        return unknown
+    return rehearse(model, _own_configs(config))
 
 
 def _replay(config: RunConfig, index: int, manifests: dict[str, TokenManifest]) -> str:
@@ -167,9 +204,25 @@ def plan_warnings(config: RunConfig, manifests: dict[str, TokenManifest]) -> Ite
                 "the stage trains with ratio 0"
             )
         yield from _repetitions(own, index, manifests)
+    yield from _idle_settings(config)
     for name in config.domains:
         if name not in config.evaluated_domains:
             yield f"domains.{name} is declared, but no stage and no anchor uses it"
+
+
+def _idle_settings(config: RunConfig) -> Iterable[str]:
+    """Settings of methods that no stage uses."""
+    methods = {own.continual.method for own in _own_configs(config)}
+    usual, given = ContinualConfig(), config.continual
+    for method, switch, names in (
+        ("lora", "use_lora: true", ("lora_rank", "lora_alpha", "lora")),
+        ("expand", "expand_blocks", ("expansion",)),
+        ("osft", "use_osft: true", ("osft",)),
+    ):
+        idle = [name for name in names if getattr(given, name) != getattr(usual, name)]
+        if idle and method not in methods:
+            settings = ", ".join(f"continual.{name}" for name in idle)
+            yield f"{settings} {'has' if len(idle) == 1 else 'have'} no effect: no stage sets continual.{switch}"
 
 
 def _repetitions(config: RunConfig, index: int, manifests: dict[str, TokenManifest]) -> Iterable[str]:

@@ -86,7 +86,8 @@ class RunRecordWriter:
 
     def stages(self, results: list[dict[str, Any]]) -> None:
         """A summary of each finished stage; the whole result is in its `stage.json`."""
-        keys = ("name", "index", "kind", "attempt", "steps", "tokens", "seconds", "world_size", "time_to_first_step")
+        keys = ["name", "index", "kind", "attempt", "steps", "tokens", "seconds", "world_size", "time_to_first_step"]
+        keys += ["parameters", "trainable_parameters", "peak_memory_bytes"]
         self._record["stages"] = [{key: result.get(key) for key in keys} for result in results]
         self._write()
 

@@ -31,7 +31,7 @@ from nexus_ray.stream.rows import StageStream
 from nexus_ray.tracking import Tracker
 from nexus_ray.train.launch import fit
 from nexus_ray.train.lineage import Earlier
-from nexus_ray.train.loop import StageJob, replayed_share
+from nexus_ray.train.loop import StageJob
 
 SCRATCH = "scratch"
 """Folder, inside a run, of the from-scratch models that forward transfer is measured against."""
@@ -280,7 +280,7 @@ class _Roadmap:
             "attempt": attempt,
             "tokens": result["steps"] * config.training.global_batch_tokens,
             "seconds": round(time.time() - began, 2),
-            "replay_fraction": replayed_share(stream, result["steps"]),
+            "replay_fraction": stream.replayed_share(result["steps"]),
             **result,
             "model": folder.child("model").uri,
         }

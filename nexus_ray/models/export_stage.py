@@ -13,13 +13,15 @@ from nexus_ray.models.export import export_model
 from nexus_ray.models.methods import Adapted
 
 MODEL = "model"
+BLOCKS = "blocks.safetensors"
 
 
 def export_stage(adapted: Adapted, tokenizer_dir: Path, folder: Path, *, state_dict: dict[str, Tensor]) -> list[Path]:
     """Write `model/` into a stage's local folder, and what the stage added alone beside it; returns what was written.
 
     `state_dict` holds the weights of `adapted.model` by its names, in full shape. Where adapters are not merged,
-    `model/` is what `peft` loads on their base (`transformers` finds both by itself).
+    `model/` is what `peft` loads on their base (`transformers` finds both by itself). Where a stage trained new blocks
+    and nothing else, `blocks.safetensors` holds these alone, for `nexus_ray.models.block_file.load_blocks`.
     """
     if adapted.base is not None:
         from nexus_ray.models import lora
@@ -34,7 +36,17 @@ def export_stage(adapted: Adapted, tokenizer_dir: Path, folder: Path, *, state_d
             )
         return [folder / MODEL]
     export_model(_skeleton(adapted.model), tokenizer_dir, folder / MODEL, state_dict=plain_state(adapted, state_dict))
-    return [folder / MODEL]
+    if not _trains_blocks_alone(adapted):
+        return [folder / MODEL]
+    from nexus_ray.models.block_file import save_blocks
+
+    blocks = save_blocks(adapted.model, adapted.expansions[-1], folder / BLOCKS, state_dict=state_dict)
+    return [folder / MODEL, blocks]
+
+
+def _trains_blocks_alone(adapted: Adapted) -> bool:
+    trained = {name for name, parameter in adapted.model.named_parameters() if parameter.requires_grad}
+    return bool(adapted.expansions) and trained == set(adapted.expansions[-1].parameters)
 
 
 def _skeleton(model: Any) -> Any:

@@ -69,6 +69,18 @@ class StageStream:
             "replayed": real & everything.replayed[index],
         }
 
+    def replayed_share(self, steps: int) -> float:
+        """Replayed rows / all rows of the first `steps` steps, exactly, from the plan."""
+        stop = self.first_row + steps * self.rows_per_step
+        replayed = total = 0
+        for segment in self.plan.segments:
+            low, high = max(segment.start_row, self.first_row), min(segment.start_row + segment.rows, stop)
+            if low < high:
+                drawn = segment.drawn(high - segment.start_row)
+                replayed += sum(drawn[name] for name in segment.replay)
+                total += high - low
+        return replayed / total
+
 
 @dataclass(frozen=True)
 class RankRows:

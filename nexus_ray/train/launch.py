@@ -23,7 +23,8 @@ from nexus_ray.errors import (
     TrainingError,
 )
 from nexus_ray.session import LOCAL_HEAD
-from nexus_ray.train.loop import STOP_FILE, StageJob
+from nexus_ray.train.loop import StageJob
+from nexus_ray.train.stop import STOP_FILE
 from nexus_ray.train.worker import pack, train_worker
 
 KINDS = {kind.__name__: kind for kind in (CheckpointError, ConfigError, DataError, TrainingError)}

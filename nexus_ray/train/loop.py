@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-import threading
+import resource
+import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -26,19 +27,21 @@ from nexus_ray.config.tree import RunConfig
 from nexus_ray.errors import DataError, NexusError, TrainingError
 from nexus_ray.models.methods import Adapted, inserts_blocks, opened, openings
 from nexus_ray.models.score import decode_rows, row_logits, target_nll, token_nll
+from nexus_ray.models.targets import trainable_report
 from nexus_ray.storage import Storage
 from nexus_ray.stream.feed import Feed, steps_per_chunk
 from nexus_ray.stream.plan import Segment
 from nexus_ray.stream.rows import RankRows, StageStream, row_hashes
 from nexus_ray.train import checkpoint as ckpt
 from nexus_ray.train.agree import KnownToAll, WorkerContext
-from nexus_ray.train.engine import BatchShape, Engine, full_shape, import_deepspeed
+from nexus_ray.train.between import best_between
+from nexus_ray.train.engine import BatchShape, Engine, import_deepspeed
 from nexus_ray.train.lineage import Earlier, Lineage
 from nexus_ray.train.losses import domain_sums, loss_by_domain, row_weights, weighted_sum
 from nexus_ray.train.schedule import factor
+from nexus_ray.train.stop import StopWatch
 from nexus_ray.train.teacher import Teacher, TeacherInfo, replayed_rows, write_teacher
 
-STOP_FILE = ("control", "stop")
 PROBE_ROWS = 4
 """Rows that the check of an expanded model's first step reads, of old and of new text."""
 
@@ -134,6 +137,7 @@ class _Stage:
             )
             self.openings = openings(job.config, job.stream.steps)
         self.optimizer_step = 0
+        self.peak_memory = 0
 
     def _warn(self, text: str) -> None:
         print(f"nexus-ray: rank {self.context.rank}: {text}", flush=True)
@@ -268,7 +272,7 @@ class _Stage:
         step = self._restore()
         self.saved_at, self.saved_step = time.monotonic(), step
         self.teacher = self._teacher(step)
-        watch = _StopWatch(job.run) if context.rank == 0 else None
+        watch = StopWatch(job.run) if context.rank == 0 else None
         self.marks["engine"] = time.time()
         while step < job.stream.steps:
             stop = self._step(step, watch)
@@ -282,10 +286,11 @@ class _Stage:
                 return {"interrupted": True, "step": step}
         if self.saved_step != step or not ckpt.committed(job.checkpoints):
             self._save(step)
+        self.peak_memory = peak_memory(context.device)
         chosen = self._interpolate(step) if self.keep.interpolate else {}
         return self._result(step, began, {**chosen, **job.hooks.finish(self.engine, context, self.adapted)})
 
-    def _step(self, step: int, watch: _StopWatch | None) -> bool:
+    def _step(self, step: int, watch: StopWatch | None) -> bool:
         """One optimizer step, its line in the record, and whether to stop after it."""
         stream = self._stream
         began = time.perf_counter()
@@ -419,7 +424,7 @@ class _Stage:
             **{f"train/loss/{name}": value for name, value in loss_by_domain(sums, stream.plan.domains).items()},
             "train/lr": lr,
             "train/grad_norm": self.engine.grad_norm,
-            "train/replay_fraction": replayed_share(stream, step + 1),
+            "train/replay_fraction": stream.replayed_share(step + 1),
             "train/targets": int(sums[:, 1].sum()),
             "perf/tokens_per_second": round(stream.rows_per_step * stream.plan.seq_len / seconds, 1),
             "perf/step_seconds": round(seconds, 4),
@@ -434,40 +439,20 @@ class _Stage:
     def _interpolate(self, step: int) -> dict[str, Any]:
         """Replace the trained weights by the best point between the stage's first ones and them, in a checkpoint that
         counts as later than the one that training ended with."""
-        from nexus_ray.models.interpolate import choose_factor, interpolated
-
         own = self.lineage.newest(self.job.checkpoints)
         assert own is not None
         if own.info.interpolated is not None:  # this process came after the choice
             return {"interpolated": {"factor": own.info.interpolated}}
-        trained = {name for group in own.info.parameters for name in group}
         first = self.lineage.start().model
-        start = {name: value.detach() for name, value in first.named_parameters() if name in trained}
-        with ckpt.portable(own, rank=self.context.rank, world=self.context.world) as states:
-            end = {name: full_shape(states[name]["fp32"], value) for name, value in start.items()}
-        start = {name: value.clone() for name, value in start.items()}
-        candidate = first.to(self.context.device)
-        losses = {}
-        for share in sorted({0.0, 1.0, *self.keep.interpolate}):
-            _set_weights(candidate, interpolated(start, end, share))
-            losses[share] = self.job.hooks.select(candidate, self.context)
-        factor = choose_factor(losses, self._selection_weights(losses[1.0]))
-        if factor == 1.0:
-            return {"interpolated": {"factor": factor, "losses": losses}}
-        _set_weights(candidate, interpolated(start, end, factor))
-        del self.engine
-        self.engine = self._engine(candidate, {})
-        self.engine.set_state({}, optimizer_step=0)  # moments of other weights are of no use; DeepSpeed saves no gaps
-        self.optimizer_step = 0
-        self._save(step, interpolated=factor)
-        return {"interpolated": {"factor": factor, "losses": losses}}
-
-    def _selection_weights(self, domains: Collection[str]) -> dict[str, float]:
-        """One half for the stage's new domains together, one for all others that are scored."""
-        new = [name for name in domains if name in self.config.stages[self.job.stage_index].domains]
-        old = [name for name in domains if name not in new]
-        weights = {name: 1.0 / len(new) for name in new}
-        return weights | {name: 1.0 / len(old) for name in old}
+        shares, new = self.keep.interpolate, self.config.stages[self.job.stage_index].domains
+        found = best_between(first, own, shares, context=self.context, select=self.job.hooks.select, new_domains=new)
+        if found.factor != 1.0:
+            del self.engine
+            self.engine = self._engine(found.model, {})
+            self.engine.set_state({}, optimizer_step=0)  # moments of other weights; DeepSpeed saves no gaps
+            self.optimizer_step = 0
+            self._save(step, interpolated=found.factor)
+        return {"interpolated": {"factor": found.factor, "losses": found.losses}}
 
     # --- checkpoints and result -------------------------------------------------------------------------------
 
@@ -509,8 +494,7 @@ class _Stage:
         return float(nll / max(1, int((rows.targets >= 0).sum())))
 
     def _result(self, step: int, began: float, extra: dict[str, Any]) -> dict[str, Any]:
-        parameters = dict(self.engine.module.named_parameters())
-        sizes = {name: getattr(p, "ds_numel", p.numel()) for name, p in parameters.items()}
+        trainable = trainable_report(self.engine.module)
         found = ckpt.committed(self.job.checkpoints) if self.job.stream is not None else []
         timings = {name: round(at - self.job.called, 2) for name, at in self.marks.items()}
         return {
@@ -519,43 +503,28 @@ class _Stage:
             "time_to_first_step": timings.get("step"),
             "timings": timings,
             "world_size": self.context.world,
-            "parameters": sum(sizes.values()),
-            "trainable_parameters": sum(size for name, size in sizes.items() if parameters[name].requires_grad),
+            "parameters": trainable[-1].total,
+            "trainable_parameters": trainable[-1].trainable,
+            "trainable": {row.kind: [row.trainable, row.total] for row in trainable[:-1]},
+            **self._leak(),
+            "peak_memory_bytes": max(self.context.gather(self.peak_memory)),
             "checkpoint": found[0].folder.uri if found else None,
             "local_steps": self.feed.local_steps if self.job.stream is not None else 0,
             **extra,
         }
 
+    def _leak(self) -> dict[str, float]:
+        """Share of the update that lies in the directions that OSFT preserves; not measured where ZeRO-3 partitions."""
+        if self.config.continual.method != "osft" or self.engine.stage == 3:
+            return {}
+        from nexus_ray.models.osft import model_leak
 
-def replayed_share(stream: StageStream, steps: int) -> float:
-    """Replayed rows / all rows of a stage's first `steps` steps, exactly, from the plan."""
-    stop = stream.first_row + steps * stream.rows_per_step
-    replayed = total = 0
-    for segment in stream.plan.segments:
-        low, high = max(segment.start_row, stream.first_row), min(segment.start_row + segment.rows, stop)
-        if low < high:
-            drawn = segment.drawn(high - segment.start_row)
-            replayed += sum(drawn[name] for name in segment.replay)
-            total += high - low
-    return replayed / total
+        return {"leak": model_leak(self.engine.module)}
 
 
-def _set_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in weights.items():
-            parameters[name].copy_(value)
-
-
-class _StopWatch:
-    """Looks twice a second, beside the training, whether the run was asked to stop."""
-
-    def __init__(self, run: Storage) -> None:
-        self.asked = False
-        self._run = run
-        threading.Thread(target=self._look, daemon=True, name="stop-watch").start()
-
-    def _look(self) -> None:
-        while not self.asked:
-            self.asked = self._run.exists(*STOP_FILE)
-            time.sleep(0.5)
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use at once so far: of the GPU's memory by tensors, or else of this process, libraries included."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,6 +1,6 @@
 """`python -m tests.benchmarks [NAME ...] [--quick] [--out FOLDER]`: run benchmarks, print tables, write records.
 
-Give the machine to it alone: a neighbour on the same cores spoils the figures. All of them take about 25 minutes.
+Give the machine to it alone: a neighbour on the same cores spoils the figures. All of them take about half an hour.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nexus_ray.record import source_commit, versions
 from nexus_ray.session import quiet_environment
 from tests.benchmarks.figures import table, write_record
 
-NAMES = ("quickstart", "stream", "tax", "precision")
+NAMES = ("quickstart", "stream", "tax", "precision", "cost")
 RESULTS = Path(__file__).parent / "results"
 
 

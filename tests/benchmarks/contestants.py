@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from nexus_ray.errors import Interrupted
-from nexus_ray.train.loop import STOP_FILE, StageJob
+from nexus_ray.train.loop import StageJob, peak_memory
+from nexus_ray.train.stop import STOP_FILE
 from tests.benchmarks.figures import Segment
 
 POLL_S = 0.05
@@ -58,7 +59,8 @@ class PausingHooks:
 
     def during(self, model: Any, context: Any) -> dict[str, float]:
         if context.rank == 0:
-            write_baton(Path(self.folder), f"done-{self._segment}", {"ended": time.time()})
+            told = {"ended": time.time(), "peak_memory_bytes": peak_memory(context.device)}
+            write_baton(Path(self.folder), f"done-{self._segment}", told)
         self._segment += 1
         await_baton(Path(self.folder), f"go-{self._segment}")
         return {}
@@ -72,6 +74,8 @@ class Contestant(ABC):
 
     def __init__(self, folder: Path, steps: int) -> None:
         self.folder, self.steps, self._segment = folder, steps, 0
+        self.told: Any = None
+        """What came back with the latest baton."""
         folder.mkdir(parents=True, exist_ok=True)
 
     @abstractmethod
@@ -91,7 +95,8 @@ class Contestant(ABC):
         """Run the next segment."""
         self._segment += 1
         write_baton(self.folder, f"go-{self._segment}")
-        return self._measure(await_baton(self.folder, f"done-{self._segment}", self.alive), self._segment)
+        self.told = await_baton(self.folder, f"done-{self._segment}", self.alive)
+        return self._measure(self.told, self._segment)
 
 
 class Stage(Contestant):

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from nexus_ray.corpora.reader import TokenReader
+from nexus_ray.train.agree import WorkerContext
 from tests.benchmarks.__main__ import NAMES, machine, parse, settings_of
 from tests.benchmarks.contestants import PausingHooks, await_baton, serve, write_baton
 from tests.benchmarks.figures import Bar, Outcome, Segment, growth, paired_ratio, table, write_record
@@ -88,12 +90,11 @@ def test_synthetic_shards_read_as_ours(tmp_path: Path) -> None:
 def test_batons_pass_from_hand_to_hand(tmp_path: Path) -> None:
     """The hooks of a stage stop after a segment until told to go on; a process serves segments until the end."""
 
-    class Context:
-        rank = 0
-
-    stage = threading.Thread(target=PausingHooks(str(tmp_path)).during, args=(None, Context()))
+    context = WorkerContext(0, 1, torch.device("cpu"))
+    stage = threading.Thread(target=PausingHooks(str(tmp_path)).during, args=(None, context))
     stage.start()
-    assert await_baton(tmp_path, "done-0")["ended"] > 0 and stage.is_alive()
+    told = await_baton(tmp_path, "done-0")
+    assert told["ended"] > 0 and told["peak_memory_bytes"] > 1e8 and stage.is_alive()
     write_baton(tmp_path, "go-1")
     stage.join(timeout=10)
     assert not stage.is_alive()

@@ -1,6 +1,8 @@
-"""Training operations per token of each arm of grid.yaml, and the tokens that cost what full training's budget does.
+"""Training operations per token of each arm of a grid, and the tokens that cost what full training's budget does.
 
-python configs/experiments/methods/budgets.py
+    python configs/experiments/methods/budgets.py [grid | sequence]
+
+Figures are of a run's first stage; those of later stages equal them, since no arm grows its model again.
 """
 
 from __future__ import annotations
@@ -16,9 +18,6 @@ from nexus_ray.models.build import build_model
 from nexus_ray.models.flops import Flops, training_flops
 from nexus_ray.models.methods import Adapted, begin
 
-GRID = Path(__file__).parent / "grid.yaml"
-STEPS = 500
-
 
 def operations(config: RunConfig) -> Flops:
     """Of an arm, by the shape of its model; the weights do not matter."""
@@ -29,16 +28,18 @@ def operations(config: RunConfig) -> Flops:
 
 
 def main() -> None:
-    grid, runs = load_grid(GRID)
+    name = sys.argv[1] if len(sys.argv) > 1 else "grid"
+    grid, runs = load_grid(Path(__file__).parent / f"{name}.yaml")
     arms = {run.arm: run.config for run in runs if run.seed == grid.seeds[0]}
-    full = operations(arms[grid.baseline or "full"]).total
+    plain = arms[grid.baseline or "full"]
+    full, budget = operations(plain).total, plain.training.token_budget / plain.training.global_batch_tokens
     print("arm          forward  inputs  weights  of full   steps     tokens")
-    for name, config in arms.items():
+    for arm, config in arms.items():
         flops = operations(config)
-        steps = round(STEPS * full / flops.total)
+        steps = round(budget * full / flops.total)
         parts = [part / 1e6 for part in (flops.forward, flops.input_gradients, flops.weight_gradients)]
         print(
-            f"{name:12} {parts[0]:6.2f}M {parts[1]:6.2f}M {parts[2]:7.2f}M  {flops.total / full:6.1%}  {steps:6}  "
+            f"{arm:12} {parts[0]:6.2f}M {parts[1]:6.2f}M {parts[2]:7.2f}M  {flops.total / full:6.1%}  {steps:6}  "
             f"{steps * config.training.global_batch_tokens:9}"
         )
 

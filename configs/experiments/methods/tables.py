@@ -1,0 +1,250 @@
+"""Tables of the methods' grids in Markdown, and `plot.svg`: what was learned against what was forgotten.
+
+    python configs/experiments/methods/tables.py runs [--plot plot.svg]      (storage; tables of what is finished)
+
+Losses are nats per held-out token, from the runs' own records. Learned: loss on a new domain before, less after its
+stage. Forgotten: loss on an earlier domain at the end, less at its best before (after the stage that learned it, or of
+the base for English). Intervals are t-intervals over seeds; differences are paired by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from analyse import mean_cell, table
+
+BASE, OLD, PLAIN = "base", "english", "full"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One finished run."""
+
+    arm: str
+    seed: int
+    loss: dict[str, dict[str, float]]
+    """By stage (`base` first) and domain."""
+    stages: tuple[dict[str, Any], ...]
+    """From `run.json`."""
+    learned_in: dict[str, str]
+    """Stage of each new domain."""
+
+    def learned(self, domain: str) -> float:
+        """Nats gained at the end of the domain's own stage."""
+        names = list(self.loss)
+        stage = self.learned_in[domain]
+        return self.loss[names[names.index(stage) - 1]][domain] - self.loss[stage][domain]
+
+    def forgotten(self, domain: str) -> float:
+        """Nats lost since the domain was learned."""
+        return self.loss[list(self.loss)[-1]][domain] - self.loss[self.learned_in.get(domain, BASE)][domain]
+
+    def kept_gain(self, domain: str) -> float:
+        """Nats better than the base at the very end."""
+        return self.loss[BASE][domain] - self.loss[list(self.loss)[-1]][domain]
+
+    @property
+    def new(self) -> list[str]:
+        return list(self.learned_in)
+
+    @property
+    def earlier(self) -> list[str]:
+        """Domains that a later stage could make the model forget."""
+        return [OLD, *self.new[:-1]]
+
+
+def load(storage: Path, grid: str) -> list[Cell]:
+    """The finished runs of a grid, in its own order; none if it was not begun."""
+    results = storage / f"{grid}-grid" / "results.json"
+    if not results.exists():
+        return []
+    cells = []
+    for entry in json.loads(results.read_text())["runs"]:
+        if entry["outcome"] == "done":
+            record = json.loads((storage / entry["name"] / "run.json").read_text())
+            learned_in = {stage["name"]: stage["name"] for stage in record["stages"]}  # stages go by their domain
+            cells.append(Cell(entry["arm"], entry["seed"], entry["loss"], tuple(record["stages"]), learned_in))
+    return cells
+
+
+def arms(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(cell.arm, []).append(cell)
+    return found
+
+
+def mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
+
+
+def against(cells: Sequence[Cell], plain: Sequence[Cell], figure: Any) -> str:
+    """Mean difference to full training, seed by seed."""
+    usual = {cell.seed: figure(cell) for cell in plain}
+    return mean_cell((figure(cell) - usual[cell.seed] for cell in cells if cell.seed in usual), "+.3f")
+
+
+def size(cells: Sequence[Cell]) -> list[str]:
+    stage = cells[0].stages[-1]
+    return [f"{stage['trainable_parameters']:,}", f"{sum(s['tokens'] for s in cells[0].stages):,}"]
+
+
+def single(cells: list[Cell]) -> str:
+    """One adaptation."""
+    groups = arms(cells)
+    rows = [
+        [
+            arm,
+            *size(group),
+            mean_cell(c.learned(c.new[0]) for c in group),
+            mean_cell(c.forgotten(OLD) for c in group),
+            *(against(group, groups.get(PLAIN, []), f) for f in (lambda c: c.learned(c.new[0]), _forgotten_old)),
+        ]
+        for arm, group in groups.items()
+    ]
+    head = ["arm", "trained", "tokens", "learned", "forgotten", "learned - full's", "forgotten - full's"]
+    return table(head, rows)
+
+
+def _forgotten_old(cell: Cell) -> float:
+    return cell.forgotten(OLD)
+
+
+def learned_mean(cell: Cell) -> float:
+    return mean(cell.learned(domain) for domain in cell.new)
+
+
+def forgotten_mean(cell: Cell) -> float:
+    return mean(cell.forgotten(domain) for domain in cell.earlier)
+
+
+def final_mean(cell: Cell) -> float:
+    """Loss at the end, over all domains that the model has met."""
+    last = cell.loss[list(cell.loss)[-1]]
+    return mean(last[domain] for domain in (OLD, *cell.new))
+
+
+def sequence(cells: list[Cell]) -> str:
+    """Three domains in turn."""
+    groups = arms(cells)
+    rows = []
+    for arm, group in groups.items():
+        plain = groups.get(PLAIN, [])
+        rows.append(
+            [
+                arm,
+                *size(group),
+                mean_cell(map(learned_mean, group)),
+                mean_cell(map(forgotten_mean, group)),
+                mean_cell(map(final_mean, group)),
+                *(against(group, plain, figure) for figure in (learned_mean, forgotten_mean, final_mean)),
+            ]
+        )
+    head = ["arm", "trained", "tokens", "learned", "forgotten", "loss at the end, four domains"]
+    text = table([*head, "learned - full's", "forgotten - full's", "loss at the end - full's"], rows)
+    order = cells[0].new
+    by_domain = [
+        [arm, *(f"{mean(c.learned(d) for c in group):.3f}" for d in order)]
+        + [f"{mean(c.forgotten(d) for c in group):.3f}" for d in group[0].earlier]
+        for arm, group in groups.items()
+    ]
+    head = ["arm", *(f"learned {d}" for d in order), *(f"forgotten {d}" for d in cells[0].earlier)]
+    return text + table(head, by_domain)
+
+
+# --- the plot ------------------------------------------------------------------------------------------------------
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 520, 420, 60, 50, 36
+COLOURS = ("#222222", "#1b6ca8", "#c0392b", "#e08e45", "#3c8d40", "#7fb069", "#7d3c98", "#b0a000", "#d16ba5", "#5f6a6a")
+
+
+@dataclass(frozen=True)
+class Dot:
+    label: str
+    x: list[float]
+    y: list[float]
+    """One value per seed."""
+
+
+def panel(title: str, dots: Sequence[Dot], lines: Sequence[tuple[str, list[tuple[float, float]]]], left: int) -> str:
+    """A scatter of means with the seeds' range as bars; `lines` join one method's learning rates."""
+    xs = [x for dot in dots for x in dot.x] + [x for _, line in lines for x, _ in line]
+    ys = [y for dot in dots for y in dot.y] + [y for _, line in lines for _, y in line]
+    low_x, low_y = min(0.0, *xs), min(ys)
+    span_x, span_y = (max(xs) - low_x) * 1.12 or 1.0, (max(ys) - low_y) * 1.1 or 1.0
+    low_y -= 0.05 * span_y
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across, up = (x - low_x) / span_x, (y - low_y) / span_y
+        return left + LEFT + across * (WIDTH - LEFT - 20), HEIGHT - BOTTOM - up * (HEIGHT - BOTTOM - TOP)
+
+    colours = {dot.label: COLOURS[i % len(COLOURS)] for i, dot in enumerate(dots)}
+    out = [f'<text x="{left + LEFT}" y="20" font-weight="bold">{title}</text>']
+    x0, y0 = at(low_x, low_y)
+    x1, y1 = at(low_x + span_x, low_y + span_y)
+    out.append(f'<path d="M{x0:.0f} {y1:.0f}V{y0:.0f}H{x1:.0f}" fill="none" stroke="#999"/>')
+    for k in range(5):
+        tick_x, tick_y = low_x + span_x * k / 4, low_y + span_y * k / 4
+        out.append(f'<text x="{at(tick_x, low_y)[0]:.0f}" y="{y0 + 16:.0f}" text-anchor="middle">{tick_x:.2f}</text>')
+        out.append(f'<text x="{x0 - 6:.0f}" y="{at(low_x, tick_y)[1] + 4:.0f}" text-anchor="end">{tick_y:.2f}</text>')
+    out.append(f'<text x="{x0}" y="{HEIGHT - 12}">forgotten, nats per token (less is better) →</text>')
+    out.append(f'<text x="{x0 + 6}" y="{y1 + 4:.0f}">↑ learned, nats per token</text>')
+    for label, line in lines:
+        points = " ".join("{:.1f},{:.1f}".format(*at(x, y)) for x, y in line)
+        colour = colours.get(label, "#999")
+        out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-dasharray="3 3" opacity="0.7"/>')
+    for dot in dots:
+        x, y = at(mean(dot.x), mean(dot.y))
+        (a, b), (c, d) = at(min(dot.x), min(dot.y)), at(max(dot.x), max(dot.y))
+        colour = colours[dot.label]
+        out.append(f'<path d="M{a:.1f} {y:.1f}H{c:.1f}M{x:.1f} {b:.1f}V{d:.1f}" stroke="{colour}"/>')
+        out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
+        out.append(f'<text x="{x + 7:.1f}" y="{y - 5:.1f}" fill="{colour}">{dot.label}</text>')
+    return "\n".join(out)
+
+
+def plot(adaptation: list[Cell], several: list[Cell], rates: list[Cell]) -> str:
+    """Both experiments side by side, as an SVG document."""
+    dots = [
+        Dot(arm, [c.forgotten(OLD) for c in g], [c.learned(c.new[0]) for c in g]) for arm, g in arms(adaptation).items()
+    ]
+    lines = []
+    for arm in arms(adaptation):
+        own = [c for c in adaptation if c.arm == arm and c.seed == 0]
+        line = [(c.forgotten(OLD), c.learned(c.new[0])) for c in rates if c.arm.startswith(f"{arm}-")]
+        if line and own:
+            lines.append((arm, sorted([*line, (own[0].forgotten(OLD), own[0].learned(own[0].new[0]))])))
+    parts = [panel("One adaptation: English, then French", dots, lines, 0)] if dots else []
+    dots = [Dot(arm, [*map(forgotten_mean, g)], [*map(learned_mean, g)]) for arm, g in arms(several).items()]
+    parts += [panel("A sequence: French, Python, Spanish (means)", dots, [], WIDTH)] if dots else []
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {HEIGHT}" font-family="sans-serif" '
+        f'font-size="11"><rect width="100%" height="100%" fill="white"/>\n' + "\n".join(parts) + "\n</svg>\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("storage", nargs="?", default="runs", type=Path)
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args(argv)
+    adaptation, several, rates = (load(args.storage, grid) for grid in ("methods", "sequence", "rates"))
+    for title, cells, tables in (("One adaptation", adaptation, single), ("A sequence", several, sequence)):
+        print(f"## {title}\n{tables(cells) if cells else 'no run of this grid is finished yet'}")
+    if rates:
+        print(f"## Learning rates\n{single([*rates, *(c for c in adaptation if c.seed == 0)])}")
+    if args.plot:
+        args.plot.write_text(plot(adaptation, several, rates))
+
+
+if __name__ == "__main__":
+    main()
