@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -150,7 +150,17 @@ class Stage(Contestant):
 class Processes(Contestant):
     """`world` processes of this package's module `module`, which count and time the steps themselves."""
 
-    def __init__(self, module: str, job: StageJob, folder: Path, *, steps: int, world: int = 1, nice: int = 0) -> None:
+    def __init__(
+        self,
+        module: str,
+        job: StageJob,
+        folder: Path,
+        *,
+        steps: int,
+        world: int = 1,
+        nice: int = 0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(folder, steps)
         (folder / "job.pickle").write_bytes(pickle.dumps(job))
         with socket.socket() as probe:
@@ -159,13 +169,13 @@ class Processes(Contestant):
         threads = str(job.config.cluster.cpus_per_worker)
         self._workers = []
         for rank in range(world):
-            environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
+            own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port, **(environment or {})}
             self._workers.append(
                 subprocess.Popen(
                     ["nice", "-n", str(nice), sys.executable, "-m", module, str(folder), str(steps)],
                     cwd=ROOT,
                     env=os.environ
-                    | {key: str(value) for key, value in environment.items()}
+                    | {key: str(value) for key, value in own.items()}
                     | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": threads, "TRANSFORMERS_VERBOSITY": "error"},
                 )
             )

@@ -16,6 +16,7 @@ from nexus_ray.config.tree import RunConfig
 from nexus_ray.models.build import build_model
 from nexus_ray.models.flops import training_flops
 from nexus_ray.models.methods import Adapted, begin
+from nexus_ray.session import KEEP_MEMORY
 from tests.benchmarks.contestants import PausingHooks, Processes, Stage
 from tests.benchmarks.figures import Bar, Outcome, Segment, spread
 from tests.benchmarks.material import EOS, VOCAB, bench_config, bench_job, write_corpus
@@ -93,7 +94,8 @@ def _stage(config: RunConfig, corpora: Any, steps: int) -> Stage:
     job = bench_job(config, corpora, PausingHooks(str(place / "batons")))
 
     def run(job: Any) -> None:
-        worker = Processes("tests.benchmarks.own_loop", job, place / "process", steps=steps)
+        name = "tests.benchmarks.own_loop"
+        worker = Processes(name, job, place / "process", steps=steps, environment=KEEP_MEMORY)
         if worker.wait():
             raise RuntimeError("a worker loop ended with an error; see above")
 

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from nexus_ray.config import detect_hardware
+from nexus_ray.session import KEEP_MEMORY
 from tests.benchmarks.contestants import PausingHooks, Processes, Stage
 from tests.benchmarks.figures import Bar, Outcome, paired_ratio, spread
 from tests.benchmarks.material import BATCH_TOKENS, bench_config, bench_job, write_corpus
@@ -68,7 +69,8 @@ def _stage(
     job = bench_job(config, corpora, PausingHooks(str(place / "batons")))
 
     def run(job: Any) -> None:
-        worker = Processes("tests.benchmarks.own_loop", job, place / "process", steps=steps)
+        name = "tests.benchmarks.own_loop"
+        worker = Processes(name, job, place / "process", steps=steps, environment=KEEP_MEMORY)
         if worker.wait():
             raise RuntimeError(f"the {precision} loop ended with an error; see above")
 

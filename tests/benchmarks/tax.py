@@ -2,7 +2,9 @@
 
 The stage runs as users run it: a Ray head, a Ray Train worker, Ray Data feeding a long plan, DeepSpeed, every step in
 `metrics.jsonl`, the driver following it. The bare loop runs in turns with it, beside the same Ray cluster (the stage
-sleeping), and alone before Ray starts and after it has ended.
+sleeping), and alone before Ray starts and after it has ended. The stage's worker runs under `session.KEEP_MEMORY`, as
+ours do on a CPU; the bare loop runs as `python train.py` would, and once more under the same setting (`tuned`), so that
+what the setting gives and what Ray takes can be told apart.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 from nexus_ray.config.tree import RunConfig
 from nexus_ray.progress import Progress
 from nexus_ray.record import MetricsTail
-from nexus_ray.session import ray_session
+from nexus_ray.session import KEEP_MEMORY, ray_session
 from tests.benchmarks.contestants import PausingHooks, Processes, Stage
 from tests.benchmarks.figures import Bar, Outcome, Segment, paired_ratio, spread
 from tests.benchmarks.material import BATCH_TOKENS, bench_config, bench_job, write_corpus
@@ -36,10 +38,10 @@ SHAPES = {"1 worker, 1 thread": (1, 1), "1 worker, 2 threads": (1, 2), "2 worker
 def run(
     folder: Path, *, shapes: list[str], rounds: int, seconds: float, tokens: int, batch_tokens: int, nice: int
 ) -> Outcome:
-    """`nice`: of the bare loop. Ray gives its workers 15, which tells only where something else wants the cores."""
+    """`nice`: of the bare loop."""
     outcome = Outcome(
         "tax: tokens/s of a stage over a bare PyTorch loop",
-        ("", "stage", "bare beside Ray", "bare alone", "stage/beside", "least", "most", "stage/alone"),
+        ("", "stage", "bare beside Ray", "bare alone", "stage/beside", "least", "most", "stage/alone", "stage/tuned"),
     )
     corpora = [write_corpus(folder / "tokens", name, tokens, seed=i) for i, name in enumerate(("new", "old"))]
     for shape in shapes:
@@ -61,16 +63,19 @@ def run(
 def _compare(
     config: RunConfig, corpora: Any, place: Path, *, rounds: int, seconds: float, nice: int
 ) -> dict[str, list[Segment]]:
-    """All segments of one shape, in the order alone, (beside, stage) x rounds, beside, alone."""
+    """All segments of one shape, in the order alone, (beside, stage, tuned) x rounds, beside, alone."""
     workers = config.cluster.num_workers
-    found: dict[str, list[Segment]] = {"stage": [], "beside": [], "alone": []}
+    found: dict[str, list[Segment]] = {"stage": [], "beside": [], "alone": [], "tuned": []}
     steps = _steps(config, corpora, place / "pace", seconds)
     budget = (steps + 1) * (rounds + 1) * BEYOND * config.training.global_batch_tokens
     config = _longer(config, budget, every=steps + 1)
     job = bench_job(config, corpora, PausingHooks(str(place / "stage")))
-    bare = Processes("tests.benchmarks.bare", job, place / "bare", steps=steps, world=workers, nice=nice)
+    loop = "tests.benchmarks.bare"
+    bare = Processes(loop, job, place / "bare", steps=steps, world=workers, nice=nice)
+    tuned = Processes(loop, job, place / "tuned", steps=steps, world=workers, nice=nice, environment=KEEP_MEMORY)
     try:
         bare.warm_up()
+        tuned.warm_up()
         alone = max(2, rounds // 2)
         found["alone"] += [bare.segment() for _ in range(alone)]
         with ray_session(config):
@@ -79,11 +84,13 @@ def _compare(
             for _ in range(rounds):
                 found["beside"].append(_counted(bare))
                 found["stage"].append(_counted(stage))
+                found["tuned"].append(tuned.segment())
             found["beside"].append(_counted(bare))
             stage.close()
         found["alone"] += [bare.segment() for _ in range(alone)]
     finally:
         bare.close()
+        tuned.close()
     return found
 
 
@@ -131,8 +138,9 @@ def _judge(outcome: Outcome, shape: str, found: dict[str, list[Segment]], batch_
     ratios = paired_ratio(rates["stage"], rates["beside"])
     ratio, least, most = spread(ratios)
     alone = median(rates["stage"]) / median(rates["alone"])
+    tuned = median(ours / theirs for ours, theirs in zip(rates["stage"], rates["tuned"], strict=True))
     outcome.rows.append(
-        (shape, *(median(rates[name]) for name in ("stage", "beside", "alone")), ratio, least, most, alone)
+        (shape, *(median(rates[name]) for name in ("stage", "beside", "alone")), ratio, least, most, alone, tuned)
     )
     for name, value in (("beside idle Ray", ratio), ("alone", alone)):
         limit = BARS[shape][name]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
+from nexus_ray import session
 from nexus_ray.config import Hardware, resolve
 from nexus_ray.errors import ConfigError
 from nexus_ray.session import Demand, check_address, check_fits, check_local, quiet_environment, stage_demands
@@ -70,3 +73,11 @@ def test_the_users_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
     added = quiet_environment()
     assert "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S" not in added and added["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_kept_memory_is_for_children_alone_and_the_users_choice_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "3")
+    monkeypatch.delenv("MALLOC_MMAP_MAX_", raising=False)
+    with session._environment(session.KEEP_MEMORY):
+        assert os.environ["MALLOC_ARENA_MAX"] == "3" and os.environ["MALLOC_MMAP_MAX_"] == "0"
+    assert os.environ["MALLOC_ARENA_MAX"] == "3" and "MALLOC_MMAP_MAX_" not in os.environ
