@@ -27,9 +27,12 @@ from nexus_ray.models.expand import (
     remove_blocks,
     unfreeze_names,
 )
+from nexus_ray.models.export_stage import export_stage
 from nexus_ray.models.identity import check_identity, check_start, first_step_drift, still_logits
+from nexus_ray.models.methods import Adapted
 from nexus_ray.models.score import Rows, decode_rows, token_nll
 from tests.expandable import CONFIGS, LAYERS, VOCAB, expandable, random_rows
+from tests.tiny import tiny_tokenizer
 
 each_architecture = pytest.mark.parametrize("name", CONFIGS)
 
@@ -329,6 +332,24 @@ def test_blocks_alone_are_saved_and_loaded(name: str, tmp_path: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     assert load_blocks(base, file) == expansion
     assert _same_bits(_bits(base), _bits(model)) and base.config.to_dict() == model.config.to_dict()
+
+
+def test_a_stage_leaves_its_new_blocks_alone_beside_the_model(tmp_path: Path) -> None:
+    model, base = expandable("llama"), expandable("llama")
+    expansion = _expand(model)
+    only_new_blocks(model, expansion)
+    _train(model, random_rows(), steps=2, learning_rate=1e-2)
+    tokenizer = tiny_tokenizer(tmp_path / "tokenizer")
+    adapted = Adapted(model, expansions=(expansion,))
+    written = export_stage(adapted, tokenizer, tmp_path / "stage", state_dict=model.state_dict())
+    assert [path.name for path in written] == ["model", "blocks.safetensors"]
+    assert load_blocks(base, written[1]) == expansion and _same_bits(_bits(base), _bits(model))
+    whole = AutoModelForCausalLM.from_pretrained(written[0])
+    assert _same_bits(_bits(whole), _bits(model))
+
+    model.requires_grad_(True)  # a stage that trained more than the blocks: they alone would not rebuild it
+    written = export_stage(adapted, tokenizer, tmp_path / "opened", state_dict=model.state_dict())
+    assert [path.name for path in written] == ["model"]
 
 
 def test_blocks_file_of_a_bfloat16_base_fits_its_float32_copy_but_not_the_reverse(tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ def test_losses_and_resume_under_every_engine(lab: Lab, method: str, zero_stage:
     losses_agree(config, reference, NEAR[precision])
     assert (result["trainable_parameters"] < result["parameters"]) == (method not in ("full", "l2"))
 
+    assert ("leak" in result) == (method == "osft" and zero_stage < 3) and result.get("leak", 0.0) < 1e-3
+    assert result["peak_memory_bytes"] > 1e8
     again = rewound(config, f"{config.name}-again", to_step=3)
     resumed = lab.run(again, world=2)
     assert column(again, LOSSES) == column(config, LOSSES)

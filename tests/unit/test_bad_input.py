@@ -27,6 +27,7 @@ class Mistake:
 
 
 RUN = ["roadmap", "CONFIG"]
+PLAN = [*RUN, "--dry-run"]
 WHEEL = "{kind: wheel, package: p, version: '1', sha256: x, members: [a]}"
 MISTAKES = [
     Mistake("unknown verb", ["trian", "CONFIG"], ["'trian'", "did you mean 'train'?"]),
@@ -62,6 +63,18 @@ MISTAKES = [
     Mistake("stage overrides the fixed", [*RUN, "stages.0.override={training.seq_len: 64}"], ["same in all stages"]),
     Mistake("two methods", [*RUN, "continual.use_lora=true", "continual.use_osft=true"], ["exclude each other"]),
     Mistake("KL on nothing", [*RUN, "continual.keep.kl=1", "continual.replay_ratio=0"], ["keep.kl=1", "kl: 0"]),
+    Mistake("expansion with LoRA", [*RUN, "continual.use_lora=true", "continual.expand_blocks=2"],
+            ["exclude", "override"]),
+    Mistake("rank above dimensions", [*PLAN, "continual.use_lora=true", "continual.lora_rank=4000"],
+            ["lora_rank=4000", "use at most"]),
+    Mistake("positions out of range", [*PLAN, "continual.expand_blocks=1", "continual.expansion.positions=[99]"],
+            ["99", "continual.expansion.positions"]),
+    Mistake("positions not counted", [*RUN, "continual.expand_blocks=2", "continual.expansion.positions=[1]"],
+            ["names 1 places", "make them agree"]),
+    Mistake("targets nobody has", [*PLAN, "continual.use_lora=true", "continual.lora.targets=[query]"],
+            ["continual.lora.targets", "query"]),
+    Mistake("unknown architecture", [*PLAN, "continual.expand_blocks=1", "model.source=TMP/gpt2",
+            "model.tokenizer.source=model"], ["gpt2", "expand_blocks"]),
     Mistake("bf16 without ZeRO", [*RUN, "training.precision=bf16", "training.zero_stage=0"], ["zero_stage: 1"]),
     Mistake("several stages in train", ["train", "CONFIG"], ["2 (letters, code)", "nexus-ray roadmap"]),
     Mistake("storage in a file", [*RUN, "storage=TMP/two.yaml"], ["storage", "TMP/two.yaml"]),
@@ -85,6 +98,8 @@ def test_a_mistake_is_explained(
     config = write_two_stages(tmp_path)
     if mistake.text != TWO_STAGES:
         config.write_text(mistake.text)
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2", "n_layer": 2, "n_embd": 16, "n_head": 2}')
     for key, value in mistake.environment.items():
         monkeypatch.setenv(key, value)
 

@@ -76,3 +76,22 @@ def test_a_dry_run_needs_neither_ray_nor_corpora(tmp_path: Path, capsys: pytest.
     assert main(["roadmap", str(write_two_stages(tmp_path)), "--dry-run"]) == 0
     assert "after `prepare`" in capsys.readouterr().out
     assert not (tmp_path / "runs" / "two").exists()
+
+
+def test_the_plan_says_what_each_stage_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = planned("stages.1.override={continual.use_lora: true, continual.lora_rank: 4}", "training.freeze=[]")
+    monkeypatch.setattr(dry_run, "_manifests", lambda config: {})
+    console = Console(record=True, width=140)
+    dry_run.print_plan(config, console)
+    lines = console.export_text().split("methods")[1].splitlines()
+    full = next(line for line in lines if line.strip().startswith("letters"))
+    lora = next(line for line in lines if line.strip().startswith("code"))
+    assert "full" in full and "100.00%" in full
+    assert "lora" in lora and 0 < float(lora.split()[-1].removesuffix("%")) < 10
+
+
+def test_settings_of_a_method_that_no_stage_uses_are_pointed_out() -> None:
+    idle = [text for text in warnings(planned("continual.lora_rank=4", "continual.lora.dora=true")) if "effect" in text]
+    assert idle == ["continual.lora_rank, continual.lora have no effect: no stage sets continual.use_lora: true"]
+    used = planned("continual.lora_rank=4", "stages.1.override={continual.use_lora: true}")
+    assert not [text for text in warnings(used) if "effect" in text]
