@@ -88,3 +88,16 @@ def test_a_later_stage_begins_with_the_chosen_point_between_weights(lab: Lab, ze
     assert again["interpolated"]["factor"] == result["interpolated"]["factor"] and again["weights"] == result["weights"]
     lab.run(config, world=2, stage=1)
     assert len(column(config, LOSSES, 1)) == STEPS
+
+
+@pytest.mark.parametrize("zero_stage", [0, pytest.param(2, marks=SLOW)])
+def test_kept_optimizer_state_starts_at_zero_for_what_was_not_trained_before(lab: Lab, zero_stage: int) -> None:
+    """A change of method leaves no moments to keep: the stage goes as one whose optimizer is reset."""
+    adapter = {"continual.use_lora": True, "continual.lora_rank": 4}
+    settings = {"training__zero_stage": zero_stage, "stages__1__override": adapter}
+    kept = lab.two_stages(continual__optimizer_state="keep", **settings)
+    reset = lab.two_stages(continual__optimizer_state="reset", **settings)
+    for config in (kept, reset):
+        lab.run(config, stage=1)
+    assert column(kept, HASHES, 1) == column(reset, HASHES, 1)
+    assert len(column(kept, LOSSES, 1)) == STEPS and column(kept, LOSSES, 1) == column(reset, LOSSES, 1)
