@@ -172,7 +172,8 @@ def grid(args: argparse.Namespace) -> int:
     """run a grid of configs and seeds one after the other, skipping what is done"""
     from nexus_ray.grid import run_grid
 
-    return run_grid(Path(args.config), overrides=args.overrides, dry_run=args.dry_run)
+    only = args.only.split(",") if args.only else ()
+    return run_grid(Path(args.config), overrides=args.overrides, only=only, dry_run=args.dry_run)
 
 
 def _show_plan(config: RunConfig) -> int:
@@ -221,6 +222,8 @@ def build_parser() -> argparse.ArgumentParser:
             what = "YAML file, or folder of a run" if name == "report" else "YAML file"
             command.add_argument("config", metavar="CONFIG", help=what)
             command.add_argument("--dry-run", action="store_true", help="print what would be done, do nothing")
+            if name == "grid":
+                command.add_argument("--only", metavar="ARM,ARM", help="run these arms; other processes may run others")
         if name not in ("compare", "schema"):
             command.add_argument(
                 "overrides", nargs="*", default=[], metavar="path=value", help="such as training.seq_len=128"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from nexus_ray.cli import main
 from nexus_ray.config import RunConfig, fingerprint
 from nexus_ray.errors import ConfigError, DataError, Interrupted
 from nexus_ray.grid import load_grid, run_grid
@@ -135,6 +136,14 @@ def test_only_runs_the_arms_named(tmp_path: Path) -> None:
     assert runner.ran == ALL[2:]
     with pytest.raises(ConfigError, match="no arm more; arms are none, some"):
         _run(path, runner, only=["more"])
+
+
+def test_the_command_line_takes_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = _write(tmp_path)
+    assert main(["grid", str(path), "--dry-run", "--only", "some"]) == 0
+    printed = capsys.readouterr().out
+    assert "g-some-s1" in printed and "g-none-s1" not in printed
+    assert main(["grid", str(path), "--dry-run", "--only", "none,more"]) == 2
 
 
 def test_values_reach_the_configs(tmp_path: Path) -> None:

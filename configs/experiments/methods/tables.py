@@ -2,8 +2,8 @@
 
     python configs/experiments/methods/tables.py runs [--plot plot.svg]      (storage; tables of what is finished)
 
-Losses are nats per held-out token, from the runs' own records. Learned: loss on a new domain before, less after its
-stage. Forgotten: loss on an earlier domain at the end, less at its best before (after the stage that learned it, or of
+Losses are nats per held-out token, from the runs' own records. Learned: loss of the base on a new domain, less that
+after the domain's stage. Forgotten: loss on an earlier domain at the end, less that after the stage that learned it (of
 the base for English). Intervals are t-intervals over seeds; differences are paired by seed.
 """
 
@@ -39,18 +39,12 @@ class Cell:
     """Stage of each new domain."""
 
     def learned(self, domain: str) -> float:
-        """Nats gained at the end of the domain's own stage."""
-        names = list(self.loss)
-        stage = self.learned_in[domain]
-        return self.loss[names[names.index(stage) - 1]][domain] - self.loss[stage][domain]
+        """Nats gained over the base at the end of the domain's own stage."""
+        return self.loss[BASE][domain] - self.loss[self.learned_in[domain]][domain]
 
     def forgotten(self, domain: str) -> float:
         """Nats lost since the domain was learned."""
         return self.loss[list(self.loss)[-1]][domain] - self.loss[self.learned_in.get(domain, BASE)][domain]
-
-    def kept_gain(self, domain: str) -> float:
-        """Nats better than the base at the very end."""
-        return self.loss[BASE][domain] - self.loss[list(self.loss)[-1]][domain]
 
     @property
     def new(self) -> list[str]:
