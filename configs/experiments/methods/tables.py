@@ -158,6 +158,8 @@ def sequence(cells: list[Cell]) -> str:
 # --- the plot ------------------------------------------------------------------------------------------------------
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 520, 420, 60, 50, 36
+ARMS = ("full", "replay05", "lora08", "lora32", "expand4", "expand2", "osft25", "l2", "kl05", "wise", "lora08merge")
+INK = "#222222"
 COLOURS = ("#222222", "#1b6ca8", "#c0392b", "#e08e45", "#3c8d40", "#7fb069", "#7d3c98", "#b0a000", "#d16ba5", "#5f6a6a")
 
 
@@ -181,7 +183,7 @@ def panel(title: str, dots: Sequence[Dot], lines: Sequence[tuple[str, list[tuple
         across, up = (x - low_x) / span_x, (y - low_y) / span_y
         return left + LEFT + across * (WIDTH - LEFT - 20), HEIGHT - BOTTOM - up * (HEIGHT - BOTTOM - TOP)
 
-    colours = {dot.label: COLOURS[i % len(COLOURS)] for i, dot in enumerate(dots)}
+    colours = {dot.label: COLOURS[ARMS.index(dot.label) % len(COLOURS)] if dot.label in ARMS else INK for dot in dots}
     out = [f'<text x="{left + LEFT}" y="20" font-weight="bold">{title}</text>']
     x0, y0 = at(low_x, low_y)
     x1, y1 = at(low_x + span_x, low_y + span_y)
