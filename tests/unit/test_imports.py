@@ -16,6 +16,7 @@ ORDER = (
     ("storage", "session", "hub"),
     ("corpora",),
     ("models",),
+    ("synthesis",),
     ("stream",),
     ("train",),
     ("evaluate",),
