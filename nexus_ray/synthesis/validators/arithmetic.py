@@ -1,0 +1,119 @@
+"""Whether the equations between numbers in a text hold, in exact fractions, and whether it ends in the right answer.
+
+Found are `a op b = c` and chains of them, with units, currency, percentages, thousands' commas and GSM8K's `<<a=b>>`;
+an equation with a letter for a number, or that is torn out of a longer one, is left alone. Code blocks are skipped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import combinations, pairwise
+
+from nexus_ray.config.validators import ArithmeticConfig
+from nexus_ray.synthesis.rows import Row, Verdict
+from nexus_ray.synthesis.validators.expression import Token, Value, parse_left, parse_right, tokens
+
+_FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+_CALCULATOR = re.compile(r"<<([^<>]*)>>-?[\d.,]*")
+_EMPHASIS = re.compile(r"(?<![\w)])(\*\*|__)(\S(?:.*?\S)?)\1(?![\w(])")
+_BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
+_FINAL = re.compile(r"^\s*####\s*(.+?)\s*$", re.MULTILINE)
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Equation:
+    """Two sides that a text says are equal; `holds` is None where units forbid an answer."""
+
+    left: Value
+    right: Value
+    about: bool
+    """Written with an approximate sign."""
+
+    @property
+    def holds(self) -> bool | None:
+        left, right = self.left, self.right
+        readings = [right.number, right.number * 100] if right.percent and not left.percent else [right.number]
+        for reading in readings:
+            if left.number == reading or self._rounds_to(reading, scale=100 if reading != right.number else 1):
+                return True
+        if left.adds and any(one.isdisjoint(other) for one, other in combinations(left.units | right.units, 2)):
+            return None  # 1 hour + 30 minutes = 90 minutes
+        return False
+
+    def _rounds_to(self, reading: Fraction, *, scale: int) -> bool:
+        """Whether the right side is the left one, rounded to the decimals that it is written with."""
+        decimals = self.right.decimals
+        if decimals is None or (decimals == 0 and not self.about):
+            return False
+        step = Fraction(scale if scale > 1 else 1, 10**decimals) / (100 if self.right.percent else 1)
+        return abs(self.left.number - reading) <= step * (1 if self.about else Fraction(1, 2))
+
+
+def equations(text: str) -> Iterator[Equation]:
+    """Equations with at least one operator, in order."""
+    text = _CALCULATOR.sub(lambda match: f"\n{match[1]}\n", _FENCE.sub("\n", text))
+    for line in text.splitlines():
+        row = tokens(_EMPHASIS.sub(r"\2", _BULLET.sub("", line)))
+        places = [place for place, token in enumerate(row) if token.kind in "=~"]
+        for before, place in pairwise([-1, *places]):
+            pair = _sides(row, before, place)
+            if pair:
+                yield Equation(*pair, about=row[place].kind == "~")
+
+
+def _sides(row: list[Token], before: int, place: int) -> tuple[Value, Value] | None:
+    left = parse_left(row, before + 1, place)
+    right = parse_right(row, place + 1)
+    if left is None or right is None or not (left.operators or right.operators):
+        return None
+    if (left.letters | right.letters) and left.letters != right.letters:
+        return None  # 3x + 2 = 14 is no claim about numbers; 3 m + 4 m = 7 m is one
+    return left, right
+
+
+def final_answer(text: str) -> str | None:
+    """What stands behind the last `####`."""
+    found = _FINAL.findall(text)
+    return found[-1] if found else None
+
+
+def number(text: str) -> Fraction | None:
+    """The last number in a text, if any."""
+    found = _NUMBER.findall(text)
+    return Fraction(found[-1].replace(",", "")) if found else None
+
+
+class Arithmetic:
+    """Validator of rows that calculate."""
+
+    def __init__(self, config: ArithmeticConfig | None = None) -> None:
+        self.config = config or ArithmeticConfig()
+
+    def validate(self, row: Row) -> Verdict:
+        return self.check(row.text, answer=row.prompt.parameters.get(self.config.answer))
+
+    def check(self, text: str, *, answer: str | None = None) -> Verdict:
+        """The verdict on a text whose final answer is `answer`, if that is known."""
+        held = [equation.holds for equation in equations(text)]
+        scores = {"arithmetic.equations": float(len(held)), "arithmetic.wrong": float(held.count(False))}
+        if held.count(False):
+            return Verdict("reject", f"arithmetic: {held.count(False)} of {len(held)} equations do not hold", scores)
+        if len(held) < self.config.min_equations:
+            wanted = self.config.min_equations
+            return Verdict("reject", f"arithmetic: {len(held)} equations, fewer than {wanted}", scores)
+        problem = self._final_problem(text, answer)
+        return Verdict("reject", f"arithmetic: {problem}", scores) if problem else Verdict("pass", scores=scores)
+
+    def _final_problem(self, text: str, answer: str | None) -> str:
+        final = final_answer(text)
+        if final is None:
+            return "no final answer after ####" if self.config.require_final else ""
+        if answer is None:
+            return ""
+        expected, given = number(answer), number(final)
+        same = given == expected if expected is not None else final.casefold() == answer.strip().casefold()
+        return "" if same else "the final answer is not the known one"

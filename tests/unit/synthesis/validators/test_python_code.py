@@ -1,0 +1,108 @@
+"""Code in answers: what is taken for code and for tests, and what running it says."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from nexus_ray.config.validators import PythonCodeConfig, SandboxConfig
+from nexus_ray.errors import SynthesisError
+from nexus_ray.synthesis.rows import Prompt, Row
+from nexus_ray.synthesis.sandbox import probe
+from nexus_ray.synthesis.validators.python_code import PythonCode, count_checks, extract
+
+ADD = "Here it is:\n```python\ndef add(a, b):\n    return a + b\n```\n"
+BROKEN = ADD.replace("+ b", "- b")
+needs_isolation = pytest.mark.skipif(not probe().isolated, reason=f"no isolation here: {probe().reason}")
+
+
+def row(text: str, tests: str = "") -> Row:
+    return Row(text, "r", 0, Prompt("Write it.", parameters={"tests": tests} if tests else {}))
+
+
+def fenced(body: str, language: str = "python") -> str:
+    return f"And its tests:\n```{language}\n{body}\n```\nDone."
+
+
+def config(**values: object) -> PythonCodeConfig:
+    return PythonCodeConfig(sandbox=SandboxConfig(wall_seconds=20, memory_mb=128), **values)
+
+
+RIGHT = (
+    (ADD + fenced("assert add(1, 2) == 3"), ""),
+    (ADD, "assert add(1, 2) == 3"),
+    (ADD, "def test_add():\n    assert add(2, 2) == 4"),
+    (ADD + fenced("import unittest\nclass TestAdd(unittest.TestCase):\n    def test(self):\n"
+                 "        self.assertEqual(add(1, 1), 2)\nif __name__ == '__main__':\n    unittest.main()"), ""),
+    ("```py\nimport math\ndef f(x):\n    return math.isqrt(x)\nassert f(9) == 3\n```", ""),
+    ("1. Like so:\n   ```python\n   x = 1\n   ```\n".replace("   x", "x") + "```python\nassert x == 1\n```", ""),
+    ("```\n$ pip install nothing\n```\n" + ADD, "assert add(0, 0) == 0"),
+    ("```bash\nrm -rf /\n```\n" + ADD, "assert add(0, 0) == 0"),
+)  # fmt: skip
+WRONG = (
+    (BROKEN + fenced("assert add(1, 2) == 3"), "", "python_code: failed: AssertionError"),
+    (BROKEN, "assert add(1, 2) == 3", "python_code: failed: AssertionError"),
+    (ADD, "assert mul(1, 2) == 2", "python_code: failed: NameError"),
+    (ADD + fenced("assert add(1, 2) == 3").replace("Done", "```python\nassert add(1, 1) == 3\n```"), "",
+     "python_code: failed: AssertionError"),
+    ("```python\nimport os\nos._exit(0)\n```", "assert add(1, 2) == 3", "python_code: failed"),
+    ("```python\ndef add(a, b)\n    return a\n```", "assert add(1, 2) == 3",
+     "python_code: a Python block does not parse"),
+    ("No code here: def add(a, b): return a + b", "assert 1 == add(0, 1)", "python_code: no block of Python code"),
+    ("```python\nopen('/etc/shadow')\n```", "assert id(1)", "python_code: failed: FileNotFoundError"),
+    ("```python\nx = bytearray(2**30)\n```", "assert x", "python_code: memory"),
+)  # fmt: skip
+
+
+@needs_isolation
+@pytest.mark.parametrize(("text", "given"), RIGHT, ids=range(len(RIGHT)))
+def test_right_code_passes(text: str, given: str) -> None:
+    verdict = PythonCode(config()).validate(row(text, given))
+    assert (verdict.outcome, verdict.reason) == ("pass", "")
+    assert verdict.scores["python_code.checks"] >= 1
+
+
+@needs_isolation
+@pytest.mark.parametrize(("text", "given", "reason"), WRONG, ids=range(len(WRONG)))
+def test_wrong_code_is_rejected(text: str, given: str, reason: str) -> None:
+    verdict = PythonCode(config()).validate(row(text, given))
+    assert (verdict.outcome, verdict.reason) == ("reject", reason)
+
+
+@needs_isolation
+def test_code_without_tests() -> None:
+    trivial = ADD + fenced("assert True\nassert 1 + 1 == 2")
+    for policy, text, outcome in (
+        ("flag", ADD, "flag"), ("reject", ADD, "reject"), ("run", ADD, "pass"), ("flag", trivial, "flag"),
+        ("run", "```python\nadd(1)\n```", "reject"),
+    ):  # fmt: skip
+        assert PythonCode(config(without_tests=policy)).validate(row(text)).outcome == outcome
+
+
+@needs_isolation
+def test_two_runs_leave_the_same_record() -> None:
+    validator = PythonCode(config())
+    text = "```python\nimport os\nfor _ in range(3): os.fork()\nassert os.getpid() < 0\n```"
+    assert validator.validate(row(text)) == validator.validate(row(text))
+
+
+@needs_isolation
+def test_tests_that_do_not_parse_are_nobodys_fault_but_the_prompts() -> None:
+    with pytest.raises(SynthesisError, match=r"do not parse \(line 1\)") as error:
+        PythonCode(config()).validate(row(ADD, "assert planted("))
+    assert "planted" not in str(error.value)
+
+
+def test_parts_of_an_answer() -> None:
+    code = extract(ADD + fenced("import pytest\nCASES = [1, 2]\nfor c in CASES:\n    assert add(c, 0) == c"))
+    assert code is not None
+    assert code.program.startswith("def add") and code.tests.startswith("import pytest") and code.checks == 1
+    both = extract("```python\ndef f(): return 1\nassert f() == 1\n```")
+    assert both is not None and (both.tests, both.checks) == ("", 1)
+    assert extract("```json\n{}\n```") is None
+
+
+def test_checks_are_those_that_compute() -> None:
+    source = "assert True\nassert 1 == 1\nassert f()\nself.assertEqual(f(), 2)\nself.assertTrue(1)\nx.y == 2"
+    assert count_checks(ast.parse(source)) == 2
