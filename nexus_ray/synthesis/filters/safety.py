@@ -1,0 +1,100 @@
+"""Harmful or obscene text: a short word list with word boundaries, and any classifier handed in beside it.
+
+A word list finds words, not meaning: it is the offline default, and it errs on the side of letting text pass. The
+classifier (text -> harmfulness in [0, 1]) is asked apart from the cheap filters, as `SafetyClassifier`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+
+from nexus_ray.config.filters import SafetyFilter
+from nexus_ray.synthesis.filters.safety_words import MILD, PHRASES, STRONG
+from nexus_ray.synthesis.filters.text import Item, Text, verdict, words_of
+from nexus_ray.synthesis.rows import Verdict
+
+_LEAST_MILD = 3  # in a short text, one is already a large share
+_SIGNS = re.compile(r"[0134579@$*!]+[a-z]")
+_DISGUISED = re.compile(r"\b[a-z]+[0134579@$*!][a-z0134579@$*!]*[a-z]\b|\b[a-z]+[@$*]{1,3}[a-z]+\b")
+_DISGUISES = str.maketrans("013457@$!", "oieastasi")
+
+
+class Safety:
+    """Rejects or flags texts with strong words, listed phrases, or too many mild words."""
+
+    name = "safety"
+
+    def __init__(self, config: SafetyFilter | None = None) -> None:
+        self.config = config or SafetyFilter()
+        allowed = {word.lower() for word in self.config.allow_words}
+        extra = [words_of(entry) for entry in self.config.extra_words]
+        self._strong = (STRONG | {entry[0] for entry in extra if len(entry) == 1}) - allowed
+        self._mild = MILD - allowed
+        phrases = [tuple(words_of(phrase)) for phrase in PHRASES] + [tuple(entry) for entry in extra if len(entry) > 1]
+        self._phrases = _by_first_word(phrase for phrase in phrases if " ".join(phrase) not in allowed)
+
+    def judge(self, item: Item) -> Verdict:
+        text = Text.of(item)
+        present = text.distinct
+        strong = sum(1 for word in text.words if word in self._strong) if present & self._strong else 0
+        strong += self._disguised(text.raw)
+        mild = sum(1 for word in text.words if word in self._mild) if present & self._mild else 0
+        share = mild / (len(text.words) or 1)
+        scores = {"safety.strong": float(strong), "safety.mild": share}
+        return verdict(self.name, self._finding(text, present, strong, mild, share), scores, action=self.config.action)
+
+    def _finding(self, text: Text, present: frozenset[str], strong: int, mild: int, share: float) -> str | None:
+        if strong:
+            return "strong word"
+        if self._has_phrase(text.words, present):
+            return "phrase"
+        return "mild words" if mild >= _LEAST_MILD and share > self.config.max_mild else None
+
+    def _has_phrase(self, words: list[str], present: frozenset[str]) -> bool:
+        for first in present & self._phrases.keys():
+            places = [place for place, word in enumerate(words) if word == first]
+            for phrase in self._phrases[first]:
+                if any(tuple(words[place : place + len(phrase)]) == phrase for place in places):
+                    return True
+        return False
+
+    def _disguised(self, raw: str) -> int:
+        """Strong words written as `sh1t`, `f*ck` or `f**k`: a star is any one letter."""
+        lower = raw.lower()
+        if not any(lower[found.start() - 1].isalpha() for found in _SIGNS.finditer(lower) if found.start()):
+            return 0
+        return sum(1 for word in _DISGUISED.findall(lower) if self._is_strong(word))
+
+    def _is_strong(self, word: str) -> bool:
+        plain = word.translate(_DISGUISES)
+        if "*" not in plain:
+            return plain in self._strong
+        pattern = re.compile(plain.replace("*", "."))
+        return word[0] != "*" and any(len(some) == len(plain) and pattern.fullmatch(some) for some in self._strong)
+
+
+class SafetyClassifier:
+    """Asks a classifier; for what costs more than a look."""
+
+    name = "safety_classifier"
+
+    def __init__(self, classify: Callable[[str], float], config: SafetyFilter | None = None) -> None:
+        self.config = config or SafetyFilter()
+        self._classify = classify
+
+    def judge(self, item: Item) -> Verdict:
+        """Rejects above `max_classifier`, and what the classifier gives no number for."""
+        harm = float(self._classify(Text.of(item).raw))
+        if not math.isfinite(harm):
+            return verdict(self.name, "no finite score", {}, action=self.config.action)
+        finding = "harmful" if harm > self.config.max_classifier else None
+        return verdict(self.name, finding, {"safety.classifier": harm}, action=self.config.action)
+
+
+def _by_first_word(phrases: Iterable[tuple[str, ...]]) -> dict[str, list[tuple[str, ...]]]:
+    result: dict[str, list[tuple[str, ...]]] = {}
+    for phrase in phrases:
+        result.setdefault(phrase[0], []).append(phrase)
+    return result
