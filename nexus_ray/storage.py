@@ -16,6 +16,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,6 +178,20 @@ class Storage:
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(target, "ab", buffering=0) as file:
                 file.write(data)
+
+    def open_append(self, *parts: str) -> FileIO:
+        """A file opened to add to its end, unbuffered; made, and its folder synced, if missing.
+
+        Raises ConfigError in an object store, which has no append.
+        """
+        target = self.local_path.joinpath(*parts)
+        with self.write_errors():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            is_new = not target.exists()
+            file = FileIO(target, "ab")
+            if is_new:
+                _sync_folder(target.parent)
+            return file
 
     def upload(self, local: Path, *parts: str) -> None:
         """Copy a local file or tree to `parts`."""
