@@ -1,0 +1,1 @@
+"""What writes text: one protocol, and behind it teachers on the network."""
