@@ -21,7 +21,7 @@ from nexus_ray.record import source_commit, versions
 from nexus_ray.session import quiet_environment
 from tests.benchmarks.figures import table, write_record
 
-NAMES = ("quickstart", "stream", "tax", "precision", "cost", "teachers")
+NAMES = ("quickstart", "stream", "tax", "precision", "cost", "teachers", "generation")
 RESULTS = Path(__file__).parent / "results"
 
 
