@@ -24,7 +24,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 @pytest.fixture
 def begun(runs: Runs, request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of a run of its own, whose first stage is done; what it started is gone afterwards."""
-    name = request.node.name.removeprefix("test_")[:40].rstrip("_").replace("[", "-").replace("]", "")
+    test, _, case = request.node.name.removeprefix("test_").partition("[")
+    name = f"{test[:40].rstrip('_')}-{case.rstrip(']')}".rstrip("-")
     runs.begun(name, REFERENCE)
     yield name
     runs.close()
