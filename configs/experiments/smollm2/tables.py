@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from analyse import Run, cell, load_grid, losses, table
+from analyse import Figures, Run, cell, load_grid, losses, table
 
 DOMAINS = ("shakespeare", "general", "code")
 
@@ -32,7 +32,7 @@ def main(storage: Path) -> None:
         )
     )
     before = runs[0].before
-    print(table(["before", *DOMAINS], [["loss", *(cell(losses([before[name]], name)[0]) for name in DOMAINS)]]))
+    print(table(["before", *DOMAINS], [["loss", *(figure(losses([before[name]], name)[0]) for name in DOMAINS)]]))
     head = ["arm", *(f"{name}: change" for name in DOMAINS), "trained", "tokens/s", "peak memory"]
     print(table(head, [[run.arm, *changes(run), *costs(storage, run)] for run in runs]))
 
@@ -40,7 +40,13 @@ def main(storage: Path) -> None:
 def changes(run: Run) -> list[str]:
     """Loss after, less before, by domain."""
     pairs = (losses([run.before[name], run.after[name]], name) for name in DOMAINS)
-    return [cell(after - start, "+.3f") for start, after in pairs]
+    return [figure(after - start, "+.3f") for start, after in pairs]
+
+
+def figure(values: Figures, style: str = ".3f") -> str:
+    """With its interval, if there are documents enough for one."""
+    text = cell(values, style)
+    return text if text != "–" else f"{values[0]:{style}}"
 
 
 def costs(storage: Path, run: Run) -> list[str]:
