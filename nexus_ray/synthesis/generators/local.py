@@ -7,7 +7,6 @@ else is written at the time. Several processes each hold their own copy; they sh
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,13 @@ from typing import Any
 import torch
 
 from nexus_ray.config.generators import LocalGenerator
+from nexus_ray.config.tree import ModelConfig
 from nexus_ray.errors import ConfigError
+from nexus_ray.hub import hub_answers
+from nexus_ray.models.build import build_model
 from nexus_ray.models.decode import Decoder, Job, Written
-from nexus_ray.synthesis.rows import Answer, Failure, Request
+from nexus_ray.models.fingerprint import model_fingerprint
+from nexus_ray.synthesis.rows import Answer, Failure, Request, content_id
 
 TAIL_TOKENS = 12
 """Tokens at the end of a text that are looked at for a stop text: more than a stop text has, or it is found late."""
@@ -124,51 +127,43 @@ class _Unfit(Exception):
 
 
 def local_teacher(config: LocalGenerator, *, threads: int | None = None, device: str = "cpu") -> LocalTeacher:
-    """The generator of a config section, on `threads` threads of this process.
+    """The generator of a config section, on `threads` threads of this process. A folder may hold an adapter, as a
+    stage leaves it.
 
     Raises:
         ConfigError: the model cannot be read, or its layers do not fit continuous batching.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from nexus_ray.hub import hub_answers
-    from nexus_ray.models.build import no_progress_bars
-
+    if config.gguf is not None:
+        raise ConfigError(
+            f"generator.gguf={config.gguf!r} is not read here; convert the file once (`model.source` of a run takes "
+            f"GGUF files and leaves a folder under _shared/models) and name that folder as generator.model"
+        )
     if threads is not None:
         torch.set_num_threads(threads)
-    source = Path(config.model).expanduser()
-    arguments: dict[str, Any] = {"local_files_only": source.exists() or not hub_answers()}
-    if config.gguf is not None:
-        arguments["gguf_file"] = config.gguf
-    if not source.exists():
-        arguments["revision"] = config.revision or "main"
-    place = str(source) if source.exists() else config.model
-    try:
-        with no_progress_bars():
-            tokenizer = AutoTokenizer.from_pretrained(place, **arguments)
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=_dtype(config, device), **arguments)
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(
-            f"generator.model={config.model!r} cannot be read: {reason}; name a folder with config.json, weights and "
-            f"tokenizer, or a Hugging Face id that this machine can reach"
-        ) from None
-    revision = f"local:{weights_revision(config, model)}:{str(model.dtype).removeprefix('torch.')}"
+    model_config = ModelConfig(source=config.model, revision=config.revision)
+    tokenizer = _tokenizer(model_config)
+    sizes = {"vocab_size": len(tokenizer), "eos_id": int(tokenizer.eos_token_id or 0), "seed": 0}
+    model = build_model(model_config, dtype=_dtype(config, device), **sizes)
+    template = str(tokenizer.chat_template)
+    parts = [model_fingerprint(model_config, **sizes), tokenizer.backend_tokenizer.to_str(), template]
+    revision = f"local:{content_id('model', parts)[:12]}:{str(model.dtype).removeprefix('torch.')}"
     return LocalTeacher(model.to(device), tokenizer, batch_size=config.batch_size, revision=revision)
 
 
-def weights_revision(config: LocalGenerator, model: Any) -> str:
-    """12 hexadecimal digits of a model's files, or of its commit on the hub: another student, another revision."""
-    source = Path(config.model).expanduser()
-    if not source.exists():
-        commit = getattr(model.config, "_commit_hash", None) or config.revision
-        return hashlib.sha256(f"{config.model} {commit}".encode()).hexdigest()[:12]
-    digest = hashlib.sha256()
-    for path in sorted(path for path in source.iterdir() if path.is_file() and path.name != "manifest.json"):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:12]
+def _tokenizer(config: ModelConfig) -> Any:
+    from transformers import AutoTokenizer
+
+    folder = Path(config.source).expanduser().is_dir()
+    try:
+        return AutoTokenizer.from_pretrained(
+            config.source, revision=config.revision or "main", local_files_only=folder or not hub_answers()
+        )
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"generator.model={config.source!r}: no tokenizer can be read there ({reason}); name a folder with config, "
+            f"weights and tokenizer, or a Hugging Face id that this machine can reach"
+        ) from None
 
 
 def _dtype(config: LocalGenerator, device: str) -> Any:
