@@ -21,6 +21,7 @@ ORDER = (
     ("train",),
     ("evaluate",),
     ("progress", "tracking", "record"),
+    ("study",),
     ("roadmap",),
     ("tune",),
     ("report",),

@@ -1,0 +1,83 @@
+"""What the parts of a study share: points of the space, trials, what they report, and the objectives.
+
+A **point** is one setting of the searched knobs. A **trial** is a point with a seed: seeds are replicates, never
+knobs. Two trials of equal seed read the same data in the same order (common random numbers), so that points are
+compared seed by seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Value = None | bool | int | float | str | list["Value"] | dict[str, "Value"]
+
+Status = Literal["planned", "running", "finished", "stopped", "failed"]
+"""`stopped`: ended early by the judge. `failed`: recorded with its reason, never run again unless asked."""
+
+
+def canonical(value: object) -> str:
+    """JSON with sorted keys and no spaces, so that equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of the searched knobs: config values by dotted path; a knob whose condition fails is absent."""
+
+    params: Mapping[str, Value]
+
+    @property
+    def id(self) -> str:
+        """Eight hex digits of the content; equal settings are one point, whichever searcher proposed them."""
+        return hashlib.sha256(canonical(dict(self.params)).encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """What a trial is judged by, at one evaluation."""
+
+    new: float
+    """Score of the stage's new domains: mean negated bits per byte on held-out text; higher is better."""
+    forgetting: float
+    """Largest loss of an earlier domain or anchor in bits per byte since its best score; lower is better."""
+    cost: float
+    """Training operations spent so far (FLOPs); lower is better."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One evaluation of a trial."""
+
+    step: int
+    """Optimizer steps done."""
+    tokens: int
+    """Tokens trained on, replay included."""
+    objectives: Objectives
+    signals: Mapping[str, float] = field(default_factory=dict)
+    """Early signals, such as `grad_norm`, that rules may read."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A point with a seed, and what became of it."""
+
+    point: Point
+    seed: int
+    status: Status = "planned"
+    reports: tuple[Report, ...] = ()
+    """In order of steps; the last one of a finished trial is at the full budget."""
+    reason: str | None = None
+    """Why it stopped or failed."""
+
+    @property
+    def id(self) -> str:
+        return f"{self.point.id}-s{self.seed}"
+
+    @property
+    def final(self) -> Objectives | None:
+        """Objectives at the full budget; None unless the trial finished."""
+        return self.reports[-1].objectives if self.status == "finished" and self.reports else None
