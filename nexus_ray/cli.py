@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import getpass
 import json
 import os
 import sys
@@ -16,11 +17,14 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from nexus_ray import __version__
 from nexus_ray.config import RunConfig, detect_hardware, json_schema, load_config, resolve
 from nexus_ray.errors import ConfigError, NexusError
+
+if TYPE_CHECKING:
+    from nexus_ray.session import Demand
 
 DONE, FAILED, BAD_CONFIG, INTERRUPTED = 0, 1, 2, 130
 
@@ -42,13 +46,13 @@ def _say(message: str) -> None:
 
 
 @contextlib.contextmanager
-def _started(config: RunConfig) -> Iterator[None]:
+def _started(config: RunConfig, demands: list[Demand] | None = None) -> Iterator[None]:
     """Storage proved writable and Ray running."""
     from nexus_ray.session import ray_session
     from nexus_ray.storage import Storage
 
     Storage(config.storage).check_writable()
-    with ray_session(config):
+    with ray_session(config, demands):
         yield
 
 
@@ -75,6 +79,60 @@ def prepare(args: argparse.Namespace) -> int:
             answers = f", {domain.train.targets:,} of them in answers, {filled},"
         _say(f"{name}: {domain.train.tokens:,} training tokens{answers} in {documents} ({domain.source})")
     return DONE
+
+
+def synthesize(args: argparse.Namespace) -> int:
+    """write the text of synthetic domains with their generators, filter it and check it"""
+    config = _load(args)
+    if not config.synthesis:
+        raise ConfigError(f"synthesis: {args.config} has no job; add `synthesis: {{DOMAIN: {{generator: ...}}}}`")
+    domains = args.domain.split(",") if args.domain else list(config.synthesis)
+    if unknown := [name for name in domains if name not in config.synthesis]:
+        raise ConfigError(f"--domain {unknown[0]}: no such job; jobs of {args.config}: {', '.join(config.synthesis)}")
+    from nexus_ray.session import job_demand
+
+    with _started(config, [job_demand(config.synthesis[name]) for name in domains]):
+        from nexus_ray.synthesis.show import show_outcome, show_plan
+
+        for name in domains:
+            if args.dry_run:
+                show_plan(config, name)
+                continue
+            from nexus_ray.synthesis.job import synthesize as run
+
+            show_outcome(name, run(config, name, progress=_say))
+    return DONE
+
+
+def review(args: argparse.Namespace) -> int:
+    """decide on flagged rows of a synthesis job in a local page"""
+    from nexus_ray.report.desk import review_ledger
+
+    folder = _ledger_folder(args)
+    if args.dry_run:
+        _say(f"would serve the review queue of {folder}")
+        return DONE
+    review_ledger(folder, who=args.who or getpass.getuser(), port=args.port, say=_say)
+    return DONE
+
+
+def lineage(args: argparse.Namespace) -> int:
+    """tell where a synthetic row comes from, or which documents a stage was trained on"""
+    from nexus_ray.report.lineage import show_lineage
+
+    show_lineage(_run_folder(args.config, ()), args.what, out=args.out, say=_say)
+    return DONE
+
+
+def _ledger_folder(args: argparse.Namespace) -> str:
+    """The folder of a ledger: itself, or that of a config's job."""
+    if "://" in args.config or Path(args.config).is_dir():
+        return str(args.config)
+    config = resolve(load_config(args.config, args.overrides), detect_hardware())
+    jobs = list(config.synthesis)
+    if args.domain is None and len(jobs) != 1:
+        raise ConfigError(f"{args.config} has the jobs {', '.join(jobs) or 'none'}; name one with --domain")
+    return f"{config.storage}/{config.name}/synthesis/{args.domain or jobs[0]}"
 
 
 def train(args: argparse.Namespace) -> int:
@@ -186,7 +244,21 @@ def _show_plan(config: RunConfig) -> int:
 # --- the command line --------------------------------------------------------------------------------------------
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
-    verb.__name__: verb for verb in (prepare, train, roadmap, evaluate, report, compare, grid, doctor, schema)
+    verb.__name__: verb
+    for verb in (
+        prepare,
+        synthesize,
+        review,
+        lineage,
+        train,
+        roadmap,
+        evaluate,
+        report,
+        compare,
+        grid,
+        doctor,
+        schema,
+    )
 }
 
 
@@ -219,12 +291,20 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("config", nargs="?", help="also check what this config needs")
             command.add_argument("--deep", action="store_true", help="also start Ray and run a task (seconds)")
         elif name != "schema":
-            what = "YAML file, or folder of a run" if name == "report" else "YAML file"
+            what = "YAML file, or folder of a run" if name in ("report", "review", "lineage") else "YAML file"
             command.add_argument("config", metavar="CONFIG", help=what)
             command.add_argument("--dry-run", action="store_true", help="print what would be done, do nothing")
+            if name in ("synthesize", "review"):
+                command.add_argument("--domain", metavar="NAME", help="only this job of the config")
+            if name == "review":
+                command.add_argument("--who", help="name that stands with the decisions; default: the user's")
+                command.add_argument("--port", type=int, default=0, help="port on this machine; default: any free one")
+            if name == "lineage":
+                command.add_argument("what", metavar="WHAT", help="id of a row, or name of a stage")
+                command.add_argument("--out", type=Path, help="write all of it as JSON lines to this file")
             if name == "grid":
                 command.add_argument("--only", metavar="ARM,ARM", help="run these arms; other processes may run others")
-        if name not in ("compare", "schema"):
+        if name not in ("compare", "schema", "lineage"):
             command.add_argument(
                 "overrides", nargs="*", default=[], metavar="path=value", help="such as training.seq_len=128"
             )

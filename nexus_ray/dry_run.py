@@ -15,7 +15,7 @@ from rich.table import Table
 from nexus_ray.config import Curriculum, RunConfig, fingerprint, stage_config
 from nexus_ray.config.tree import ContinualConfig
 from nexus_ray.corpora.manifest import TokenManifest
-from nexus_ray.errors import ConfigError
+from nexus_ray.errors import ConfigError, DataError
 from nexus_ray.stream.curriculum import replay_weights, stage_segments
 from nexus_ray.train.schedule import factor
 
@@ -45,7 +45,10 @@ def _manifests(config: RunConfig) -> dict[str, TokenManifest]:
     from nexus_ray.models.local import if_converted
 
     config = if_converted(config)
-    prepared = find_prepared(config)
+    try:
+        prepared = find_prepared(config)
+    except DataError:  # what cannot be read yet, such as a ledger before its job, is not known yet
+        return {}
     return {name: domain.train for name, domain in prepared.domains.items()} if prepared else {}
 
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from nexus_ray.config import RunConfig, detect_hardware, fingerprint, resolve, stage_config, to_yaml
+from nexus_ray.config import RunConfig, detect_hardware, fingerprint, parse_config, resolve, stage_config, to_yaml
+from nexus_ray.config.source import parse_yaml
 from nexus_ray.config.tree import exact_fraction
 from nexus_ray.corpora.prepare import PreparedData, PreparedDomain, check_prepared, find_prepared, prepare
+from nexus_ray.corpora.sources.synthesis import pinned
 from nexus_ray.corpora.tokenizer import check_init_tokenizer
 from nexus_ray.errors import ConfigError, DataError, ForgettingError, Interrupted
 from nexus_ray.evaluate.hooks import ScoringHooks
@@ -59,7 +61,7 @@ def run_roadmap(
     Raises ConfigError if the run's folder belongs to another config, ForgettingError if the gate stops the run,
     Interrupted after a requested stop (a checkpoint was written).
     """
-    config = resolve(config, detect_hardware())
+    config = _pinned(resolve(config, detect_hardware()))
     progress = progress or Progress(log_every_steps=config.tracking.log_every_steps)
     with _Roadmap(config, progress, report).record() as roadmap:
         return roadmap.run()
@@ -69,8 +71,17 @@ def evaluate_run(
     config: RunConfig, *, progress: Progress | None = None, report: Callable[[Storage], Any] | None = None
 ) -> RunOutcome:
     """Score the exported models of a run's finished stages again and write `scores.json` anew."""
-    config = resolve(config, detect_hardware())
+    config = _pinned(resolve(config, detect_hardware()))
     return _Roadmap(config, progress or Progress(log_every_steps=config.tracking.log_every_steps), report).rescore()
+
+
+def _pinned(config: RunConfig) -> RunConfig:
+    """The config with each ledger held to the prefix that the run reads; its record knows it from the first start."""
+    folder = Storage(config.storage).child(config.name)
+    earlier = None
+    if folder.exists("run.json") and folder.exists("config.yaml"):
+        earlier = parse_config(parse_yaml(folder.read_text("config.yaml"), where=folder.path("config.yaml")))
+    return pinned(config, earlier)
 
 
 class _Roadmap:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import socket
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nexus_ray.config import Hardware, RunConfig, detect_hardware, resolve, stage_config
+from nexus_ray.config.synthesis import SynthesisConfig
 from nexus_ray.errors import ConfigError
 
 DATA_CPUS = 2
@@ -81,14 +83,16 @@ def quiet_environment() -> dict[str, str]:
 
 
 @contextmanager
-def ray_session(config: RunConfig) -> Iterator[None]:
+def ray_session(config: RunConfig, demands: list[Demand] | None = None) -> Iterator[None]:
     """Ray, connected: `cluster.address`, else $RAY_ADDRESS, else a local head that ends with the session.
+
+    `demands`: what will be asked of the cluster; default: what each stage asks.
 
     A Ray that this process already uses is checked and left running. Raises ConfigError if no cluster answers, or
     if it cannot hold the workers of every stage plus a data task.
     """
     hardware = detect_hardware()
-    demands = stage_demands(resolve(config, hardware))
+    demands = stage_demands(resolve(config, hardware)) if demands is None else demands
     added = quiet_environment()
     import ray
 
@@ -133,6 +137,11 @@ def stage_demands(config: RunConfig) -> list[Demand]:
         gpus = cluster.num_workers if cluster.use_gpu else 0
         demands.append(Demand(cluster.num_workers, cluster.cpus_per_worker or 1, gpus))
     return demands
+
+
+def job_demand(job: SynthesisConfig) -> Demand:
+    """What a synthesis job asks of the cluster."""
+    return Demand(job.workers, job.cpus_per_worker, math.ceil(job.workers * job.gpus_per_worker))
 
 
 def _join(address: str, added: Mapping[str, str]) -> None:

@@ -55,17 +55,36 @@ class Call:
     body: dict[str, Any]
 
 
-def text_for(payload: Any, index: str) -> str:
-    """The answer to a payload, the index-th time."""
+WORDS = ("river", "lantern", "morning", "bridge", "sparrow", "winter", "copper", "garden", "harbour", "whisper")
+
+
+def text_for(payload: Any, index: str, items: int = 0) -> str:
+    """The answer to a payload, the index-th time; a numbered list of `items` sentences, some of them common to many."""
     digest = hashlib.sha256(json.dumps([payload, index], sort_keys=True).encode()).hexdigest()
-    return f"Story {digest[:24]}."
+    if not items:
+        return f"Story {digest[:24]}."
+    drawn = [int(hashlib.sha256(f"{digest} {item}".encode()).hexdigest(), 16) for item in range(items)]
+    return "\n".join(f"{item}. {_sentence(number % 5000)}" for item, number in enumerate(drawn, start=1))
+
+
+def _sentence(number: int) -> str:
+    """One of as many sentences as there are numbers; every ninth is too short to be kept."""
+    words = [WORDS[number // 10**place % 10] for place in range(4)]
+    return (
+        words[0]
+        if number % 9 == 0
+        else f"The {words[0]} saw a {words[1]} near the {words[2]} and the {words[3]} {number}."
+    )
 
 
 class FaultServer:
     """`with FaultServer(...) as server: server.url` ... Fields may be changed while it runs."""
 
-    def __init__(self, *rules: Rule, delay_s: float = 0.0, capacity: int | None = None, retry_after: str = "0") -> None:
+    def __init__(
+        self, *rules: Rule, delay_s: float = 0.0, capacity: int | None = None, retry_after: str = "0", items: int = 0
+    ) -> None:
         self.rules = list(rules)
+        self.items = items
         self.delay_s = delay_s
         self.capacity = capacity
         self.retry_after = retry_after
@@ -142,7 +161,7 @@ class FaultServer:
         fault = rule.fault if rule else ""
         if rule and fault.isdigit():
             return web.json_response(rule.body, status=int(fault), headers=rule.headers)
-        data = _whole(kind, body, text_for(body, index))
+        data = _whole(kind, body, text_for(body, index, self.items))
         if fault == "hang":
             await asyncio.sleep(3600)
         if fault == "close":

@@ -68,6 +68,9 @@ class Duplicates:
     def __init__(self) -> None:
         self.texts: set[str] = set()
 
+    def group(self, rows: Sequence[Row]) -> None:
+        """It compares row with row."""
+
     def judge(self, row: Row) -> Verdict:
         return Verdict("reject", "duplicate: exact", {"duplicate.share": 1.0}) if row.text in self.texts else PASS
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from nexus_ray.config.faults import Check, Fault
 from nexus_ray.config.paths import choice, nearest_path, setting_paths
-from nexus_ray.config.tree import FIXED_ACROSS_STAGES, OVERRIDABLE, RunConfig
+from nexus_ray.config.tree import FIXED_ACROSS_STAGES, OVERRIDABLE, RunConfig, StdlibSource, SynthesisSource
 
 
 def _domains_exist(config: RunConfig) -> Iterator[Fault]:
@@ -79,10 +79,10 @@ def _chat_sources_fit(config: RunConfig) -> Iterator[Fault]:
             if domain.chat is not None:
                 yield Fault(f"{path}.chat", f" is used only by format: chat, and {path}.format is 'text'; drop one")
             continue
-        if source.kind == "stdlib":
+        if isinstance(source, StdlibSource | SynthesisSource):
             yield Fault(
                 f"{path}.format",
-                "='chat' needs records, and source.kind: stdlib has none; use a files, hub or wheel source",
+                f"='chat' needs records, and source.kind: {source.kind} has none; use a files, hub or wheel source",
                 related=(f"{path}.source",),
             )
             continue
@@ -247,6 +247,56 @@ def _methods_agree(config: RunConfig) -> Iterator[Fault]:
         )
 
 
+def _ledgers_have_jobs(config: RunConfig) -> Iterator[Fault]:
+    """A domain that reads this run's own ledger has a job, and a job writes a domain that reads a ledger."""
+    for name, domain in config.domains.items():
+        source = domain.source
+        if isinstance(source, SynthesisSource) and source.ledger is None and name not in config.synthesis:
+            yield Fault(
+                f"domains.{name}.source",
+                f": kind synthesis reads what a job wrote, and there is no job synthesis.{name}; add one, or name the "
+                "folder of another run's ledger in `ledger`",
+                related=(f"synthesis.{name}",),
+            )
+    for name in config.synthesis:
+        if name not in config.domains:
+            known = choice(name, config.domains, what="declared are")
+            yield Fault(f"synthesis.{name}", f": no domain {name!r} is declared under `domains`; {known}")
+        elif not isinstance(config.domains[name].source, SynthesisSource):
+            kind = config.domains[name].source.kind
+            yield Fault(
+                f"synthesis.{name}",
+                f": nothing would read what it writes, since domains.{name}.source is of kind {kind}; set it to "
+                "`{kind: synthesis}`, or drop the job",
+                related=(f"domains.{name}.source",),
+            )
+
+
+def _jobs_are_sound(config: RunConfig) -> Iterator[Fault]:
+    for name, job in config.synthesis.items():
+        used = [("anchor", job.anchor)] if job.anchor else []
+        used += [(f"unseen.{place}", domain) for place, domain in enumerate(job.unseen or ())]
+        for where, domain in used:
+            path = f"synthesis.{name}.{where}"
+            if domain not in config.domains:
+                known = choice(domain, config.domains, what="declared are")
+                yield Fault(path, f": no domain {domain!r} is declared under `domains`; {known}")
+            elif domain == name:
+                yield Fault(path, f"={domain!r} is what the job itself writes; name a domain of real text")
+        if job.judge is None and any(one.kind == "judge" for one in job.validators):
+            yield Fault(
+                f"synthesis.{name}.judge",
+                " is missing: a validator of kind judge asks a model; name it here, or drop the validator",
+            )
+        if job.gpus_per_worker and job.generator.kind in ("openai", "anthropic"):
+            yield Fault(
+                f"synthesis.{name}.gpus_per_worker",
+                f"={job.gpus_per_worker:g} is for models of this cluster, and {job.generator.kind} answers elsewhere; "
+                "set it to 0",
+                related=(f"synthesis.{name}.generator",),
+            )
+
+
 RUN_CHECKS: tuple[Check, ...] = (
     _domains_exist,
     _stage_names_differ,
@@ -255,6 +305,8 @@ RUN_CHECKS: tuple[Check, ...] = (
     _kind_fits_domains,
     _chat_sources_fit,
     _evaluated_have_held_out,
+    _ledgers_have_jobs,
+    _jobs_are_sound,
     _overrides_fit,
     _sequence_fits_model,
     _model_sources_agree,

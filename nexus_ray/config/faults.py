@@ -9,17 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from nexus_ray.config.paths import Location, choice, dotted, keys_at, nearest, nearest_path
+from nexus_ray.config.paths import Location, choice, dotted, item_of, keys_at, models_at, nearest, nearest_path
 from nexus_ray.config.source import Data, copy_data
 from nexus_ray.config.tree import RunConfig
 from nexus_ray.errors import ConfigError
 
-SOURCE_KINDS = ("files", "wheel", "hub", "stdlib")
 _ROUNDS = 6  # repairs uncover further faults: a section's own rules run once its fields are sound
 
 
@@ -59,10 +58,10 @@ def collect(data: Data, checks: Iterable[Check]) -> tuple[RunConfig | None, list
             break
         except ValidationError as error:
             details = error.errors(include_url=False)
-        for fault in (_fault(detail, _location(detail), data) for detail in details):
+        for fault in (_fault(detail, _location(detail, data), data) for detail in details):
             if not _follows(fault, spoiled):
                 faults.setdefault(fault.path, fault)
-        spoiled += [dotted(_location(detail)) for detail in details]
+        spoiled += [dotted(_location(detail, data)) for detail in details]
         data = _repair(data, details)
     if config is not None:
         for fault in (fault for check in checks for fault in check(config)):
@@ -93,12 +92,17 @@ def touches(paths: Iterable[str], others: Iterable[str]) -> bool:
     return any(p == o or p.startswith(o + ".") or o.startswith(p + ".") for p in paths for o in known)
 
 
-def _location(detail: ErrorDetails) -> tuple[str | int, ...]:
+def _location(detail: ErrorDetails, data: Data) -> tuple[str | int, ...]:
     """Pydantic's location without the parts that are no keys of the user's data (union tags, `[key]`)."""
-    parts = tuple(part for part in detail["loc"] if part != "[key]")
-    if len(parts) > 3 and parts[0] == "domains" and parts[2] == "source":
-        parts = (*parts[:3], *parts[4:])
-    return parts
+    found: list[str | int] = []
+    node: Any = data
+    for part in detail["loc"]:
+        is_tag = isinstance(node, dict) and part not in node and node.get("kind") == part
+        if part == "[key]" or is_tag:
+            continue
+        found.append(part)
+        node = item_of(node, part)
+    return tuple(found)
 
 
 def _fault(detail: ErrorDetails, location: Location, data: Data) -> Fault:
@@ -109,16 +113,26 @@ def _fault(detail: ErrorDetails, location: Location, data: Data) -> Fault:
     if kind == "missing":
         return Fault(path, f" is missing; {_required(location)}")
     if kind == "union_tag_not_found":
-        return Fault(f"{path}.kind", f" is missing; set it to one of {', '.join(SOURCE_KINDS)}")
+        return Fault(f"{path}.kind", f" is missing; set it to one of {', '.join(_kinds(location))}")
     if kind == "union_tag_invalid":
         found = value.get("kind") if isinstance(value, dict) else value
-        known = choice(found, SOURCE_KINDS, what="kinds are")
-        return Fault(f"{path}.kind", f"={_shown(found)} is no kind of source; {known}")
+        known = choice(found, _kinds(location), what="kinds are")
+        return Fault(f"{path}.kind", f"={_shown(found)} is no kind of {_singular(location)}; {known}")
     if kind == "value_error":
         return Fault(path, f": {context.get('error', detail['msg'])}")
     if "[key]" in detail["loc"]:
         return Fault(path, f" is no valid name: {_rule(detail)}")
     return Fault(path, f"={_shown(value)}: {_rule(detail)}")
+
+
+def _kinds(location: Location) -> list[str]:
+    """The kinds that the union at `location` tells apart."""
+    return [kind for model in models_at(location) for kind in get_args(model.model_fields["kind"].annotation)]
+
+
+def _singular(location: Location) -> str:
+    name = next(str(part) for part in reversed(location) if isinstance(part, str))
+    return name.removesuffix("s")
 
 
 def _shown(value: Any) -> str:
@@ -219,9 +233,11 @@ def _repair(data: Data, details: Iterable[ErrorDetails]) -> Data:
     if not isinstance(result, dict):
         return {}
     for detail in details:
-        location = _location(detail)
+        location = _location(detail, data)
         if location[:1] == ("domains",) and len(location) >= 3 and location[2] == "source":
             result["domains"][location[1]]["source"] = {"kind": "stdlib"}
+        elif location[:1] == ("synthesis",) and len(location) > 1:
+            result["synthesis"].pop(location[1], None)
         elif "[key]" in detail["loc"] or detail["type"] != "missing":
             _remove(result, location)
         elif location[-1] == "name":

@@ -149,7 +149,7 @@ class OpenAIGenerator(_RemoteGenerator):
     """`chat`: conversations, and plain text as one user turn; `completion`: plain text to be continued."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """How the server calls the limit; OpenAI's own newer models want `max_completion_tokens`."""
-    omit: tuple[Literal["temperature", "top_p", "stop"], ...] = ()
+    omit: list[Literal["temperature", "top_p", "stop"]] = Field(default_factory=list)
     """Sampling settings that the server refuses and that are therefore not sent."""
     send_seed: bool = False
     """Send a seed drawn from prompt and index, for servers that can repeat themselves (vLLM, llama.cpp, Ollama)."""
@@ -165,7 +165,7 @@ class AnthropicGenerator(_RemoteGenerator):
     api_version: Literal["2026-10-21", "2023-06-01"] = "2026-10-21"
     """Of the messages protocol. The newer one refuses temperature and top_p, so they are not sent, and diversity must
     come from the prompts; with the older one they are."""
-    omit: tuple[Literal["temperature", "top_p", "stop"], ...] = ("top_p",)
+    omit: list[Literal["temperature", "top_p", "stop"]] = Field(["top_p"])
     """Sampling settings not sent under the older version; newer models refuse temperature and top_p together."""
 
 

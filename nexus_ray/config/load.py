@@ -18,7 +18,7 @@ from nexus_ray.config.checks import RUN_CHECKS, STAGE_CHECKS, override_problem
 from nexus_ray.config.faults import Fault, collect, touches, validate
 from nexus_ray.config.hardware import Hardware
 from nexus_ray.config.source import Data, apply_overrides, copy_data, read_yaml
-from nexus_ray.config.tree import FilesSource, RunConfig
+from nexus_ray.config.tree import FilesSource, RunConfig, SynthesisSource
 
 AUTO_PATHS = ("training.precision", "training.zero_stage", "cluster.cpus_per_worker")
 """Settings whose default depends on the machine or on each other; `resolve` makes them explicit."""
@@ -34,9 +34,11 @@ NO_INFLUENCE = (
     "cluster.cpus_per_worker",
     "training.checkpoint",
     "training.max_restarts",
+    "synthesis",
 )
 """Paths that change no row and no update of a run, and so no fingerprint. Worker and thread counts change rounding
-only: a run may go on with others, and `run.json` and every line of the metrics say with which."""
+only: a run may go on with others, and `run.json` and every line of the metrics say with which. What a synthesis job
+wrote counts by its domain's source, which is held to a prefix of the ledger."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -114,6 +116,14 @@ def _absolute_paths(data: Data) -> None:
     for domain in data["domains"].values():
         if domain["source"]["kind"] == "files":
             domain["source"]["paths"] = [_absolute(path) for path in domain["source"]["paths"]]
+    for name, domain in data["domains"].items():
+        if domain["source"]["kind"] == "synthesis":
+            ledger = domain["source"]["ledger"] or f"{data['storage']}/{data['name']}/synthesis/{name}"
+            domain["source"]["ledger"] = _absolute(ledger)
+    for job in data["synthesis"].values():
+        job["recipe"] = _absolute(job["recipe"])
+        for key in ("against", "borrow"):
+            job[key] = [_absolute(folder) for folder in job[key]]
     model = data["model"]
     model["init_from"] = model["init_from"] and _absolute(model["init_from"])
     template = model["tokenizer"]["chat_template"]
@@ -132,8 +142,8 @@ def _absolute(path: str) -> str:
 def fingerprint(config: RunConfig) -> str:
     """12 hex digits that change with every setting that changes the numbers, and with no other.
 
-    Local corpora count by their file names alone: what they hold is in the manifests' own fingerprints, so that a
-    moved folder or a job's temporary copy of it stays the same run.
+    Local corpora count by their file names alone, ledgers by the prefix that is read: what they hold is in the
+    manifests' own fingerprints, so that a moved folder or a job's temporary copy of it stays the same run.
     """
     data = config.model_dump(mode="json")
     for path in NO_INFLUENCE:
@@ -143,6 +153,8 @@ def fingerprint(config: RunConfig) -> str:
     for name, domain in config.domains.items():
         if isinstance(domain.source, FilesSource):
             data["domains"][name]["source"]["paths"] = [p.rstrip("/").rpartition("/")[2] for p in domain.source.paths]
+        if isinstance(domain.source, SynthesisSource):
+            data["domains"][name]["source"].pop("ledger")
     canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

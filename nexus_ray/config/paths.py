@@ -58,12 +58,20 @@ def keys_at(location: Location, data: Any) -> list[str]:
     """
     kinds: list[Any] = [RunConfig]
     for part in location:
-        data = _item(data, part)
+        data = item_of(data, part)
         kinds = [inner for kind in kinds for inner in _inside(kind, part)]
     kind_name = data.get("kind") if isinstance(data, dict) else None
     models = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
     exact = [m for m in models if "kind" in m.model_fields and kind_name in get_args(m.model_fields["kind"].annotation)]
     return list(dict.fromkeys(name for model in exact or models for name in model.model_fields))
+
+
+def models_at(location: Location) -> list[type[BaseModel]]:
+    """The sections that may stand at `location`."""
+    kinds: list[Any] = [RunConfig]
+    for part in location:
+        kinds = [inner for kind in kinds for inner in _inside(kind, part)]
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def _inside(kind: Any, part: str | int) -> list[Any]:
@@ -76,7 +84,8 @@ def _inside(kind: Any, part: str | int) -> list[Any]:
     return members(arguments[0]) if origin is list else []
 
 
-def _item(data: Any, part: str | int) -> Any:
+def item_of(data: Any, part: str | int) -> Any:
+    """What stands under a key or at a place of nested data; None if there is nothing."""
     if isinstance(data, dict):
         return data.get(part)
     return data[part] if isinstance(data, list) and isinstance(part, int) and part < len(data) else None

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from nexus_ray.config.methods import ExpansionConfig, KeepConfig, LoraConfig, OsftConfig, Section
+from nexus_ray.config.synthesis import SynthesisConfig
 
 Fraction01 = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
@@ -95,7 +96,25 @@ class StdlibSource(_Source):
     """Folder names that are skipped wherever they occur."""
 
 
-Source = Annotated[FilesSource | WheelSource | HubSource | StdlibSource, Field(discriminator="kind")]
+class SynthesisSource(_Source):
+    """The accepted rows of a synthesis job, as far as they are committed; held fast at the run's first start."""
+
+    kind: Literal["synthesis"]
+    ledger: str | None = None
+    """Folder of the ledger; default: that of `synthesis.<this domain>` in this run."""
+    entries: int | None = Field(None, ge=0)
+    """Entries of the ledger's manifest that are read; default: all there are when the run first starts."""
+    fingerprint: str | None = None
+    """What `stats.json` and the first start say of that prefix; another content is an error."""
+
+    @model_validator(mode="after")
+    def _pinned_together(self) -> SynthesisSource:
+        if self.fingerprint is not None and self.entries is None:
+            raise ValueError("fingerprint is that of a number of entries; set entries too, or leave both out")
+        return self
+
+
+Source = Annotated[FilesSource | WheelSource | HubSource | StdlibSource | SynthesisSource, Field(discriminator="kind")]
 
 
 class ChatConfig(Section):
@@ -485,6 +504,8 @@ class RunConfig(Section):
     data: DataConfig = Field(default_factory=DataConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
+    synthesis: dict[Name, SynthesisConfig] = Field(default_factory=dict)
+    """Jobs of `nexus-ray synthesize`, by the domain they write."""
 
     @property
     def evaluated_domains(self) -> tuple[str, ...]:

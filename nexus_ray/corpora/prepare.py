@@ -129,7 +129,7 @@ def prepare(config: RunConfig, *, progress: Progress = lambda message: None) -> 
         return ready
     shared = shared_storage(config)
     Storage(config.storage).check_writable()
-    documents = _build_documents(config, shared, progress)
+    documents = _build_documents(config, shared, progress, used_domains(config))
     _check_splits(config, documents)
     for (held_out, trained), count in shared_texts(config, documents).items():
         progress(
@@ -164,8 +164,16 @@ def check_prepared(data: PreparedData, on_corrupt: str, *, progress: Progress = 
 # --- documents ---------------------------------------------------------------------------------------------------
 
 
-def _build_documents(config: RunConfig, shared: Storage, progress: Progress) -> dict[str, DocumentManifest]:
-    names = used_domains(config)
+def prepare_documents(
+    config: RunConfig, names: Sequence[str], *, progress: Progress = lambda message: None
+) -> dict[str, DocumentManifest]:
+    """Documents of some domains, built where they are missing (which needs Ray). Raises ConfigError or DataError."""
+    return _build_documents(config, shared_storage(config), progress, names)
+
+
+def _build_documents(
+    config: RunConfig, shared: Storage, progress: Progress, names: Sequence[str]
+) -> dict[str, DocumentManifest]:
     sources: list[CorpusSource] = [open_source(name, config.domains[name], shared) for name in names]
     root = shared.child("documents")
     with _locks(shared, [f"documents-{source.domain}-{settings_hash(source)}" for source in sources]):

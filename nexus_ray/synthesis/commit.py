@@ -11,16 +11,13 @@ on that.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Protocol
 
-from nexus_ray.errors import DataError
-from nexus_ray.storage import Storage
-from nexus_ray.synthesis.counts import Traffic, committed_traffic, save_stats
-from nexus_ray.synthesis.decisions import decided_rows, folded, standing
-from nexus_ray.synthesis.parts import (
+from nexus_ray.corpora.parts import (
     Entry,
     Kind,
     Manifest,
@@ -32,6 +29,10 @@ from nexus_ray.synthesis.parts import (
     sweep,
     write_part,
 )
+from nexus_ray.errors import DataError
+from nexus_ray.storage import Storage
+from nexus_ray.synthesis.counts import Traffic, committed_traffic, save_stats
+from nexus_ray.synthesis.decisions import decided_rows, folded, standing
 from nexus_ray.synthesis.plan import Job, Plan, load_plan, read_requests
 from nexus_ray.synthesis.rows import Answer, Request, Row, Verdict
 from nexus_ray.synthesis.shard_log import Judged, ShardState, merged, plain_scores, read_state
@@ -43,6 +44,9 @@ LOCK_S = 5.0
 
 class Memory(Protocol):
     """Filters whose verdict depends on the rows before."""
+
+    def group(self, rows: Sequence[Row]) -> None:
+        """The rows of one prompt that no stateless filter rejected, shown before any of them is judged."""
 
     def judge(self, row: Row) -> Verdict:
         """What they say of a row; changes nothing."""
@@ -150,7 +154,11 @@ class Committer:
 
     def _entry(self, number: int, requests: Mapping[str, Request], state: ShardState) -> Entry:
         parts: dict[Kind, list[PartRow]] = {"accepted": [], "rejected": [], "review": []}
+        previous = None
         for id, request in requests.items():
+            if request.prompt != previous and self._memory is not None:
+                self._memory.group(self._group(request, requests, state))
+            previous = request.prompt
             if id not in state.answers:
                 continue
             history = _history(self._job, number, id, request, state.answers[id])
@@ -170,6 +178,18 @@ class Committer:
             counts=_counts(requests, state),
             rejected_by=count_reasons(parts["rejected"]),
         )
+
+    def _group(self, request: Request, requests: Mapping[str, Request], state: ShardState) -> list[Row]:
+        """Rows of the answers to the prompt of `request`, the first of them in the shard."""
+        asked = itertools.dropwhile(lambda item: item[1] is not request, requests.items())
+        same = itertools.takewhile(lambda item: item[1].prompt == request.prompt, asked)
+        return [
+            row
+            for id, one in same
+            if id in state.answers
+            for row, first in _rows(self._job.domain, one, state.answers[id], state.rows[id])
+            if first.outcome != "reject" and _is_text(row.text)
+        ]
 
     def _verdict(self, row: Row, first: Verdict) -> Verdict:
         if not _is_text(row.text):

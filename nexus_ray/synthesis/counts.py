@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from nexus_ray.corpora.parts import STATS_FILE, Manifest
 from nexus_ray.errors import DataError
 from nexus_ray.storage import Storage
-from nexus_ray.synthesis.parts import STATS_FILE, Manifest
 from nexus_ray.synthesis.plan import Plan, read_requests
 from nexus_ray.synthesis.shard_log import ShardState, log_name, read_state
 

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Literal, get_args
 
+from nexus_ray.corpora.parts import Manifest, PartRow, load_manifest, read_ids, read_rows
 from nexus_ray.errors import DataError
 from nexus_ray.storage import Storage
 from nexus_ray.synthesis.append_log import LogWriter, read_log
-from nexus_ray.synthesis.parts import Manifest, PartRow, load_manifest, read_ids, read_rows
 from nexus_ray.synthesis.rows import content_id
 
 NAME = "decisions"

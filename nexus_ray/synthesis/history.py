@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from nexus_ray.corpora.parts import KINDS, Entry, Kind, Manifest, PartRow, read_ids, read_rows
 from nexus_ray.errors import DataError
 from nexus_ray.storage import Storage
 from nexus_ray.synthesis.decisions import Decision, standing
-from nexus_ray.synthesis.parts import KINDS, Entry, Kind, Manifest, PartRow, read_ids, read_rows
 from nexus_ray.synthesis.plan import Plan, read_requests
 from nexus_ray.synthesis.rows import Answer, Request
 from nexus_ray.synthesis.shard_log import read_state

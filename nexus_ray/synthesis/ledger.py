@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from nexus_ray.corpora.parts import Kind, Manifest, PartRow, load_manifest, read_rows
 from nexus_ray.errors import DataError
 from nexus_ray.storage import Storage
 from nexus_ray.synthesis.commit import Committer, Memory
 from nexus_ray.synthesis.counts import Stats, job_stats
 from nexus_ray.synthesis.decisions import Review
 from nexus_ray.synthesis.history import Lineage, find_lineage
-from nexus_ray.synthesis.parts import Kind, Manifest, PartRow, load_manifest, read_rows
 from nexus_ray.synthesis.plan import (
     SHARD_REQUESTS,
     Job,

@@ -18,9 +18,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from nexus_ray.corpora.manifest import stable_hash
+from nexus_ray.corpora.parts import PartFile, delete_unlisted, read_columns, write_table
 from nexus_ray.errors import ConfigError, DataError
 from nexus_ray.storage import Storage
-from nexus_ray.synthesis.parts import PartFile, delete_unlisted, read_columns, write_table
 from nexus_ray.synthesis.rows import Message, Prompt, Request, Sampling
 
 FORMAT = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nexus_ray.config.tree import ChatConfig, DomainConfig, FilesSource, HubSource, WheelSource
+from nexus_ray.config.tree import ChatConfig, DomainConfig, FilesSource, HubSource, SynthesisSource, WheelSource
 from nexus_ray.corpora.sources.base import CorpusSource, Item, RawDocument
 from nexus_ray.corpora.sources.files import FilesCorpus
 from nexus_ray.corpora.sources.hub import HubCorpus
@@ -23,4 +23,8 @@ def open_source(domain: str, config: DomainConfig, shared: Storage) -> CorpusSou
         return WheelCorpus(domain, source, shared.child("downloads"), chat)
     if isinstance(source, HubSource):
         return HubCorpus(domain, source, chat)
+    if isinstance(source, SynthesisSource):
+        from nexus_ray.corpora.sources.synthesis import SynthesisCorpus  # its parts are documents, which need sources
+
+        return SynthesisCorpus(domain, source)
     return StdlibCorpus(domain, source)

@@ -21,6 +21,7 @@ from nexus_ray.errors import SynthesisError
 from nexus_ray.synthesis.budget import exhausted
 from nexus_ray.synthesis.generators.gate import Gate, Permit, Settled, Tokens
 from nexus_ray.synthesis.generators.health import Health
+from nexus_ray.synthesis.generators.protocol import OnSent
 from nexus_ray.synthesis.generators.reply import Reply, timed_out
 from nexus_ray.synthesis.rows import Answer, Failure, Message, Request
 from nexus_ray.synthesis.throttle import Outcome
@@ -49,6 +50,8 @@ class _Job:
     bound: Tokens
     retries: int = 0
     refusals: int = 0
+    left: bool = False
+    """Whether it was ever sent."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class Site:
     """Name under which the gate knows this worker."""
 
 
-async def dispatch(site: Site, requests: Iterable[Request]) -> AsyncIterator[Answer | Failure]:
+async def dispatch(
+    site: Site, requests: Iterable[Request], on_sent: OnSent | None = None
+) -> AsyncIterator[Answer | Failure]:
     """Answers and failures in order of arrival.
 
     Requests are drawn as they are needed; at most `max_in_flight` results wait to be taken. Raises SynthesisError
@@ -72,7 +77,7 @@ async def dispatch(site: Site, requests: Iterable[Request]) -> AsyncIterator[Ans
     call shows that address, key or model are wrong.
     """
     out: asyncio.Queue[Answer | Failure | None] = asyncio.Queue(site.config.throttle.max_in_flight)
-    task = asyncio.create_task(_Run(site, iter(requests), out).work())
+    task = asyncio.create_task(_Run(site, iter(requests), out, on_sent).work())
     try:
         while (item := await out.get()) is not None:
             yield item
@@ -85,12 +90,19 @@ async def dispatch(site: Site, requests: Iterable[Request]) -> AsyncIterator[Ans
 class _Run:
     """One call of `dispatch`."""
 
-    def __init__(self, site: Site, source: Iterator[Request], out: asyncio.Queue[Answer | Failure | None]) -> None:
+    def __init__(
+        self,
+        site: Site,
+        source: Iterator[Request],
+        out: asyncio.Queue[Answer | Failure | None],
+        on_sent: OnSent | None,
+    ) -> None:
         self._site = site
         self._config = site.config
         self._stats = site.health.stats
         self._source = source
         self._out = out
+        self._on_sent = on_sent
         self._ready: deque[_Job] = deque()
         self._delayed: list[tuple[float, int, _Job]] = []
         self._order = itertools.count()
@@ -143,8 +155,12 @@ class _Run:
             return math.inf
         settled, self._settled = self._settled, []
         permit = await self._site.gate.exchange(settled, wanted, self._site.holder)
-        for _ in range(permit.count):
-            self._start(self._ready.popleft(), permit)
+        leaving = [self._ready.popleft() for _ in range(permit.count)]
+        new = [job for job in leaving if not job.left]
+        if new and self._on_sent is not None:
+            self._on_sent([job.id for job in new])
+        for job in leaving:
+            self._start(job, permit)
         if wanted and permit.exhausted:
             self._stop = self._stop or exhausted(permit.exhausted)
         health = self._site.health
@@ -152,6 +168,7 @@ class _Run:
         return permit.wait_s if permit.count < len(wanted) else math.inf
 
     def _start(self, job: _Job, permit: Permit) -> None:
+        job.left = True
         task = asyncio.create_task(self._call(job, permit.seconds_left))
         self._tasks[task] = (job, permit.epoch)
         task.add_done_callback(self._note)

@@ -20,6 +20,7 @@ from nexus_ray.hub import hub_answers
 from nexus_ray.models.build import build_model
 from nexus_ray.models.decode import Decoder, Job, Written
 from nexus_ray.models.fingerprint import model_fingerprint
+from nexus_ray.synthesis.generators.protocol import OnSent
 from nexus_ray.synthesis.rows import Answer, Failure, Request, content_id
 
 TAIL_TOKENS = 12
@@ -37,17 +38,19 @@ class LocalTeacher:
         self._limit: int = getattr(config, "max_position_embeddings", None) or 2**31
         self._decoder = Decoder(model, slots=batch_size, end_tokens=ends)
 
-    async def generate(self, requests: Iterable[Request]) -> AsyncIterator[Answer | Failure]:
+    async def generate(
+        self, requests: Iterable[Request], on_sent: OnSent | None = None
+    ) -> AsyncIterator[Answer | Failure]:
         """Answers in the order in which they end; requests are drawn as there is room."""
-        for result in self.answers(requests):
+        for result in self.answers(requests, on_sent):
             yield result
             await asyncio.sleep(0)
 
-    def answers(self, requests: Iterable[Request]) -> Iterator[Answer | Failure]:
+    def answers(self, requests: Iterable[Request], on_sent: OnSent | None = None) -> Iterator[Answer | Failure]:
         """`generate` for code without an event loop."""
         self._open: dict[str, tuple[Request, int]] = {}
         self._failed: list[Failure] = []
-        for written in self._decoder.run(self._jobs(requests)):
+        for written in self._decoder.run(self._jobs(requests, on_sent)):
             yield from self._failures()
             yield self._answer(written)
         yield from self._failures()
@@ -55,7 +58,7 @@ class LocalTeacher:
     async def aclose(self) -> None:
         """Nothing is open."""
 
-    def _jobs(self, requests: Iterable[Request]) -> Iterator[Job]:
+    def _jobs(self, requests: Iterable[Request], on_sent: OnSent | None) -> Iterator[Job]:
         for request in requests:
             id = request.id(self.revision)
             try:
@@ -71,6 +74,8 @@ class LocalTeacher:
                 continue
             sampling = request.sampling
             self._open[id] = request, len(prompt)
+            if on_sent is not None:
+                on_sent([id])
             yield Job(
                 id,
                 prompt,
@@ -142,12 +147,23 @@ def local_teacher(config: LocalGenerator, *, threads: int | None = None, device:
         torch.set_num_threads(threads)
     model_config = ModelConfig(source=config.model, revision=config.revision)
     tokenizer = _tokenizer(model_config)
-    sizes = {"vocab_size": len(tokenizer), "eos_id": int(tokenizer.eos_token_id or 0), "seed": 0}
-    model = build_model(model_config, dtype=_dtype(config, device), **sizes)
-    template = str(tokenizer.chat_template)
-    parts = [model_fingerprint(model_config, **sizes), tokenizer.backend_tokenizer.to_str(), template]
-    revision = f"local:{content_id('model', parts)[:12]}:{str(model.dtype).removeprefix('torch.')}"
+    model = build_model(model_config, dtype=_dtype(config, device), **_sizes(tokenizer))
+    revision = local_revision(config, device=device)
     return LocalTeacher(model.to(device), tokenizer, batch_size=config.batch_size, revision=revision)
+
+
+def local_revision(config: LocalGenerator, *, device: str = "cpu") -> str:
+    """`local:12 hexadecimal digits:dtype` of weights, tokenizer and chat template; reads the files, builds no model."""
+    model_config = ModelConfig(source=config.model, revision=config.revision)
+    tokenizer = _tokenizer(model_config)
+    template = str(tokenizer.chat_template)
+    weights = model_fingerprint(model_config, **_sizes(tokenizer))
+    parts = [weights, tokenizer.backend_tokenizer.to_str(), template]
+    return f"local:{content_id('model', parts)[:12]}:{str(_dtype(config, device)).removeprefix('torch.')}"
+
+
+def _sizes(tokenizer: Any) -> dict[str, int]:
+    return {"vocab_size": len(tokenizer), "eos_id": int(tokenizer.eos_token_id or 0), "seed": 0}
 
 
 def _tokenizer(config: ModelConfig) -> Any:

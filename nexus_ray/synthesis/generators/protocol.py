@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Protocol
 
 from nexus_ray.synthesis.rows import Answer, Failure, Request
+
+OnSent = Callable[[list[str]], None]
+"""Told the ids of requests just before they leave for the first time; in the generator's thread."""
 
 
 class Generator(Protocol):
@@ -24,7 +27,7 @@ class Generator(Protocol):
         """What decides the distribution of its answers, as a short text; a part of every request's id."""
         ...
 
-    def generate(self, requests: Iterable[Request]) -> AsyncIterator[Answer | Failure]:
+    def generate(self, requests: Iterable[Request], on_sent: OnSent | None = None) -> AsyncIterator[Answer | Failure]:
         """Answers and failures in order of arrival. Raises SynthesisError if the job cannot go on."""
         ...
 
@@ -33,7 +36,9 @@ class Generator(Protocol):
         ...
 
 
-def generate(generator: Generator, requests: Iterable[Request]) -> Iterator[Answer | Failure]:
+def generate(
+    generator: Generator, requests: Iterable[Request], on_sent: OnSent | None = None
+) -> Iterator[Answer | Failure]:
     """`generator.generate` for ordinary code, also inside a running event loop (a notebook).
 
     An event loop in a thread of its own keeps calls in flight while the caller works on an answer. Closing the
@@ -41,7 +46,7 @@ def generate(generator: Generator, requests: Iterable[Request]) -> Iterator[Answ
     """
     arrived: queue.SimpleQueue[Answer | Failure | BaseException | None] = queue.SimpleQueue()
     loop = asyncio.new_event_loop()
-    task = loop.create_task(_drain(generator, requests, arrived))
+    task = loop.create_task(_drain(generator, requests, on_sent, arrived))
 
     def work() -> None:
         try:
@@ -79,10 +84,11 @@ def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
 async def _drain(
     generator: Generator,
     requests: Iterable[Request],
+    on_sent: OnSent | None,
     arrived: queue.SimpleQueue[Answer | Failure | BaseException | None],
 ) -> None:
     try:
-        async for item in generator.generate(requests):
+        async for item in generator.generate(requests, on_sent):
             arrived.put(item)
     finally:
         await generator.aclose()

@@ -17,6 +17,7 @@ from nexus_ray.errors import ConfigError
 from nexus_ray.synthesis.generators.dispatch import Endpoint, Site, dispatch
 from nexus_ray.synthesis.generators.gate import Gate, LocalGate
 from nexus_ray.synthesis.generators.health import CallStats, Health
+from nexus_ray.synthesis.generators.protocol import OnSent
 from nexus_ray.synthesis.rows import Answer, Failure, Request, content_id
 from nexus_ray.synthesis.throttle import Throttle
 
@@ -51,10 +52,10 @@ class RemoteTeacher:
         """Calls so far."""
         return self._health.stats
 
-    def generate(self, requests: Iterable[Request]) -> AsyncIterator[Answer | Failure]:
+    def generate(self, requests: Iterable[Request], on_sent: OnSent | None = None) -> AsyncIterator[Answer | Failure]:
         """See `dispatch`. Connections stay open for the next call in the same event loop, until `aclose`."""
         site = Site(self._endpoint(), self._config, self._gate, self._health, self.revision, self._holder)
-        return dispatch(site, requests)
+        return dispatch(site, requests, on_sent)
 
     async def aclose(self) -> None:
         """Close the connections."""

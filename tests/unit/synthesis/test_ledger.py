@@ -12,10 +12,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from nexus_ray.corpora.parts import PartRow
 from nexus_ray.errors import ConfigError, DataError
 from nexus_ray.storage import Storage
 from nexus_ray.synthesis.ledger import Ledger
-from nexus_ray.synthesis.parts import PartRow
 from nexus_ray.synthesis.rows import PASS, Answer, Message, Prompt, Request, Row, Sampling, Verdict
 from tests.ledger_job import JOB, SHARD_REQUESTS, Duplicates, decide_all, judged, phase, reply, requests, run_job, work
 

@@ -83,7 +83,7 @@ def test_openai_payloads() -> None:
     talk = Prompt((Message("system", "be brief"), Message("user", "hello")))
     asked = [Request(talk, Sampling(9, 0.7, 0.9, ("END",)), 0)]
     with FaultServer() as server:
-        plain = section(server, max_tokens_field="max_completion_tokens", omit=("top_p",), send_seed=True)
+        plain = section(server, max_tokens_field="max_completion_tokens", omit=["top_p"], send_seed=True)
         assert split(generate(remote_teacher(plain), asked))[0]
         continued = section(server, api="completion")
         assert split(generate(remote_teacher(continued), requests(1)))[0]
@@ -123,7 +123,7 @@ def test_anthropic_payloads() -> None:
 def test_a_revision_is_what_decides_the_answers() -> None:
     with FaultServer() as server:
         one = section(server)
-        others = [section(server, revision="2026-11"), section(server, omit=("top_p",)), section(server, "anthropic")]
+        others = [section(server, revision="2026-11"), section(server, omit=["top_p"]), section(server, "anthropic")]
         same = section(server, timeout_s=3.0, max_retries=1)
         revisions = [remote_teacher(config).revision for config in [one, *others, same]]
     assert len(set(revisions)) == 4 and revisions[0] == revisions[-1]

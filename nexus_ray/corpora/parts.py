@@ -213,15 +213,19 @@ def save_manifest(folder: Storage, manifest: Manifest) -> None:
     folder.write_text(f'{text[:-2]},\n "entries": [\n{entries}\n]}}\n', MANIFEST_FILE)
 
 
-def load_manifest(folder: Storage, job: str) -> Manifest:
-    """The manifest of a ledger's folder; an empty one if nothing is committed. Raises DataError if it is broken."""
+def load_manifest(folder: Storage, job: str | None = None) -> Manifest:
+    """The manifest of a ledger's folder, of whatever job if none is named; an empty one if nothing is committed.
+
+    Raises DataError if it is broken.
+    """
     if not folder.exists(MANIFEST_FILE):
-        return Manifest(job)
+        return Manifest(job or "")
     try:
         data = folder.read_json(MANIFEST_FILE)
+        job = data["job"] if job is None else job
         if data["format"] != FORMAT or data["job"] != job:
             raise ValueError(f"format {data['format']} of job {data['job']}, expected {FORMAT} of {job}")
-        manifest = Manifest(job)
+        manifest = Manifest(str(job))
         for entry in data["entries"]:
             parts = {kind: PartFile(**entry[kind]) if entry[kind] else None for kind in KINDS}
             manifest = manifest.extended(Entry(**{**entry, **parts}))

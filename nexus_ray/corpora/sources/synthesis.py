@@ -1,0 +1,94 @@
+"""Rows that a synthesis job has accepted: a prefix of its ledger's manifest, one item for each part.
+
+A ledger only grows at its end, so a domain that reads more of it later keeps its earlier documents, and a run may start
+while the rest is being written. Which prefix a run reads is decided at its first start (`pinned`), and verified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from nexus_ray.config.tree import RunConfig, SynthesisSource
+from nexus_ray.corpora.manifest import MANIFEST_FILE
+from nexus_ray.corpora.parts import Manifest, PartFile, load_manifest, read_rows
+from nexus_ray.corpora.sources.base import Item, RawDocument
+from nexus_ray.errors import DataError
+from nexus_ray.storage import Storage
+
+
+class SynthesisCorpus:
+    """The accepted parts of a ledger, in the order of its manifest."""
+
+    def __init__(self, domain: str, config: SynthesisSource) -> None:
+        self.domain = domain
+        self.config = config
+
+    @property
+    def label(self) -> str:
+        return f"synthesis ledger {self._folder.uri}"
+
+    @property
+    def credits(self) -> tuple[str | None, str | None]:
+        return None, None
+
+    def settings(self) -> dict[str, Any]:
+        return {"kind": "synthesis", "max_documents": self.config.max_documents}
+
+    def listing(self) -> list[Item]:
+        return [Item(part.file, part.bytes, part.sha256) for part in self._parts()]
+
+    items = listing
+
+    def read(self, item: Item) -> Iterator[RawDocument]:
+        part = next((part for part in self._parts() if part.file == item.name), None)
+        if part is None:
+            raise DataError(f"domains.{self.domain}.source: {self._folder.path(item.name)} is not in the manifest")
+        for index, row in enumerate(read_rows(self._folder, part)):
+            trace = {"source": "synthesis", "row": row.id, "file": item.name, "index": index}
+            yield RawDocument(row.text, {**trace, "generator": row.provenance.get("generator")})
+
+    @property
+    def _folder(self) -> Storage:
+        if self.config.ledger is None:
+            raise DataError(f"domains.{self.domain}.source.ledger is not known before the config is resolved; set it")
+        return Storage(self.config.ledger)
+
+    def _parts(self) -> list[PartFile]:
+        return self.prefix().files("accepted")
+
+    def prefix(self) -> Manifest:
+        """The manifest as far as it is read. Raises DataError if there is no ledger, or it is not the pinned one."""
+        manifest = read_manifest(self._folder, where=f"domains.{self.domain}.source")
+        entries = len(manifest.entries) if self.config.entries is None else self.config.entries
+        return manifest.prefix(entries, self.config.fingerprint)
+
+
+def read_manifest(folder: Storage, *, where: str) -> Manifest:
+    """What a ledger's folder lists. Raises DataError, with the way out, if nothing is committed there."""
+    if not folder.exists(MANIFEST_FILE):
+        raise DataError(
+            f"{where}: nothing has been written to the synthesis ledger {folder.uri} yet; run "
+            f"`nexus-ray synthesize CONFIG` first, or name another folder in `ledger`"
+        )
+    return load_manifest(folder)
+
+
+def pinned(config: RunConfig, earlier: RunConfig | None) -> RunConfig:
+    """The config with every ledger held to a prefix: that of `earlier`, or else what there is now.
+
+    `earlier` is the config that the run's record holds, if the run was started before.
+    """
+    domains = {}
+    for name, domain in config.domains.items():
+        source = domain.source
+        if not isinstance(source, SynthesisSource) or source.entries is not None:
+            continue
+        known = earlier.domains[name].source if earlier is not None and name in earlier.domains else None
+        if isinstance(known, SynthesisSource) and known.entries is not None:
+            pins = {"entries": known.entries, "fingerprint": known.fingerprint}
+        else:
+            prefix = SynthesisCorpus(name, source).prefix()
+            pins = {"entries": len(prefix.entries), "fingerprint": prefix.fingerprint}
+        domains[name] = domain.model_copy(update={"source": source.model_copy(update=pins)})
+    return config.model_copy(update={"domains": {**config.domains, **domains}}) if domains else config

@@ -1,0 +1,125 @@
+"""A whole synthesis job on Ray against a real loopback teacher: the funnel, going on, budgets, faults, lineage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nexus_ray.errors import ConfigError, SynthesisError
+from nexus_ray.roadmap import run_roadmap
+from nexus_ray.session import job_demand, ray_session
+from nexus_ray.synthesis.job import JobOutcome, synthesize
+from tests.fault_server import FaultServer, Rule
+from tests.jobs import job_config
+
+pytestmark = pytest.mark.ray
+ITEMS = 10
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("synthesize")
+    config = job_config(folder, "http://127.0.0.1:1", workers=2)
+    with ray_session(config, [job_demand(config.synthesis["sentences"])]):
+        yield folder
+
+
+def run(place: Path, server: FaultServer, **settings: Any) -> JobOutcome:
+    return synthesize(job_config(place, server.url, **settings), "sentences")
+
+
+def accepted(outcome: JobOutcome) -> list[str]:
+    return [row.text for row in outcome.ledger.rows()]
+
+
+def test_the_funnel_adds_up_and_a_longer_job_goes_on_where_the_first_ended(place: Path) -> None:
+    with FaultServer(items=ITEMS) as server:
+        first = run(place, server, name="grow", prompts=4, workers=2)
+        stats = first.stats
+        assert (stats.planned, stats.answered, stats.failed) == (8, 8, 0)
+        assert stats.accepted + stats.rejected == 8 * ITEMS and stats.rejected_by["length"] > 0
+        again = run(place, server, name="grow", prompts=4, workers=2)
+        assert again.stats == stats and len(server.calls) == 8
+        longer = run(place, server, name="grow", prompts=12)
+        assert longer.stats.answered == 24 and len(server.calls) == 24
+        assert accepted(longer)[: len(accepted(first))] == accepted(first)
+        assert max(server.answered().values()) == 1
+    assert longer.cost is not None and longer.cost["requests"] == pytest.approx(24 / longer.stats.accepted)
+
+
+def test_workers_change_nothing(place: Path) -> None:
+    with FaultServer(items=ITEMS, delay_s=0.01) as server:
+        one = run(place, server, name="one", prompts=10, workers=1)
+    with FaultServer(Rule("500", share=0.3, times=1), Rule("truncate", share=0.2, times=2), items=ITEMS) as server:
+        server.port, port = server.port, server.port
+        two = synthesize(job_config(place, f"http://127.0.0.1:{port}", name="two", prompts=10, workers=2), "sentences")
+    assert accepted(one) == accepted(two)
+
+
+def test_a_budget_stops_cleanly_and_a_raised_one_goes_on(place: Path) -> None:
+    with FaultServer(items=ITEMS) as server:
+        cut = run(place, server, name="budget", prompts=20, budget={"max_requests": 11})
+        assert "max_requests=11" in cut.stopped and len(server.calls) == 11 and cut.stats.answered == 11
+        again = run(place, server, name="budget", prompts=20, budget={"max_requests": 11})
+        assert len(server.calls) == 11 and "max_requests=11" in again.stopped
+        whole = run(place, server, name="budget", prompts=20, budget={"max_requests": 40})
+        assert whole.stopped == "" and whole.stats.answered == 40 and len(server.calls) == 40
+        assert max(server.answered().values()) == 1
+
+
+def test_one_bad_request_never_ends_a_job_and_a_dead_teacher_does(place: Path) -> None:
+    with FaultServer(Rule("400", first=3, last=4), items=ITEMS) as server:
+        outcome = run(place, server, name="bad", prompts=10)
+        assert (outcome.stats.answered, outcome.stats.failed) == (19, 1) and outcome.stopped == ""
+        assert list(outcome.stats.traffic.failed_by.values()) == [1]
+    with FaultServer(Rule("400", first=2), items=ITEMS) as server:
+        with pytest.raises(SynthesisError, match="400"):
+            run(place, server, name="dead", prompts=60)
+        assert len(server.calls) < 120
+        server.rules.clear()
+        revived = run(place, server, name="dead", prompts=60)
+        assert revived.stats.answered + revived.stats.failed == 120 and revived.stats.failed < 60
+
+
+def test_target_ends_a_job_and_a_higher_one_goes_on(place: Path) -> None:
+    with FaultServer(items=ITEMS, delay_s=0.05) as server:
+        some = run(place, server, name="target", prompts=40, target=30)
+        assert some.stopped == "target" and 30 <= some.stats.accepted < 40 * 2 * ITEMS
+        assert len(server.calls) < 80
+
+
+def test_another_filter_is_another_job_and_takes_answers_over(place: Path) -> None:
+    with FaultServer(items=ITEMS) as server:
+        url = server.url
+        old = synthesize(job_config(place, url, name="old", prompts=6), "sentences")
+        longer = {"length": {"min_words": 12}, "language": None, "repetition": None}
+        with pytest.raises(ConfigError, match="other settings: filters"):
+            synthesize(job_config(place, url, name="old", prompts=6, filters=longer), "sentences")
+        borrow = [str(old.ledger.folder.uri)]
+        new = synthesize(job_config(place, url, name="new", prompts=6, filters=longer, borrow=borrow), "sentences")
+        assert len(server.calls) == 12 and new.stats.traffic.borrowed == 12 and new.stats.accepted < old.stats.accepted
+
+
+def test_a_run_trains_on_the_prefix_it_began_with_and_knows_what_it_read(place: Path) -> None:
+    from nexus_ray.report.lineage import row_lineage, stage_documents
+
+    with FaultServer(items=ITEMS) as server:
+        config = job_config(place, server.url, name="train", prompts=12)
+        outcome = synthesize(config, "sentences")
+        trained = run_roadmap(config)
+        more = synthesize(job_config(place, server.url, name="train", prompts=30), "sentences")
+        assert more.stats.accepted > outcome.stats.accepted
+        assert run_roadmap(config).scores == trained.scores
+    documents = list(stage_documents(trained.folder, "sentences"))
+    assert documents and all(line["provenance"]["source"] == "synthesis" for line in documents)
+    row = row_lineage(trained.folder, documents[0]["provenance"]["row"])
+    assert row["text"] in row["answer"] and row["parameters"]["thing"].startswith("thing")
+    assert row["prompt"][0]["content"].startswith("Write 10 sentences about thing")
+    assert row["generator"].startswith("openai:m:") and row["outcome"] == "accepted"
+    held_out_and_train = outcome.stats.accepted
+    assert len(documents) <= held_out_and_train
+    assert "secret" not in json.dumps(documents)
