@@ -22,6 +22,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nexus_ray.errors import Interrupted
 from nexus_ray.train.loop import StageJob, peak_memory
 from nexus_ray.train.stop import STOP_FILE
@@ -55,6 +58,8 @@ class PausingHooks:
     """`StageHooks` that give the baton back after every `evaluation.every_steps` steps of a stage."""
 
     folder: str
+    seq_len: int = 256
+    vocab_size: int = 4096
     _segment: int = field(default=0, repr=False)
 
     def during(self, model: Any, context: Any) -> dict[str, float]:
@@ -64,6 +69,12 @@ class PausingHooks:
         self._segment += 1
         await_baton(Path(self.folder), f"go-{self._segment}")
         return {}
+
+    def old_text(self, rows: int) -> NDArray[np.int32]:
+        """Some rows for the checks that new blocks start with; made-up text, like all of a benchmark's."""
+        row = np.random.default_rng(1).integers(1, self.vocab_size, (rows, self.seq_len + 1), dtype=np.int32)
+        row[:, 0] = ~row[:, 0]
+        return row
 
     def finish(self, engine: Any, context: Any, adapted: Any) -> dict[str, Any]:
         return {}
