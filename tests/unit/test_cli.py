@@ -144,7 +144,7 @@ def test_the_roadmap_verb_checks_storage_starts_ray_and_runs(monkeypatch: pytest
     seen: list[Any] = []
 
     @contextmanager
-    def fake_session(config: Any) -> Iterator[None]:
+    def fake_session(config: Any, demands=None) -> Iterator[None]:
         seen.append("ray")
         yield
         seen.append("end")
