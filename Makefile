@@ -12,10 +12,14 @@ RUN := $(VENV)/.run-$(KEY)
 DEV := $(VENV)/.dev-$(KEY)
 CONFIG ?= configs/demo.yaml
 
-.PHONY: demo test test-all bench lint format golden clean
+.PHONY: demo demo-stories test test-all bench lint format golden clean
 
 demo: $(RUN)  ## train the demo's three stages and write its report
 	$(BIN)/nexus-ray roadmap $(CONFIG)
+
+demo-stories: $(RUN)  ## the demo with its middle domain written by a small model
+	$(BIN)/nexus-ray synthesize configs/demo-stories.yaml
+	$(BIN)/nexus-ray roadmap configs/demo-stories.yaml
 
 test: lint  ## what must be green before a commit
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not ray and not fault and not slow and not gpu and not browser"

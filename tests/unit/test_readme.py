@@ -49,7 +49,7 @@ def check_verb(words: list[str]) -> None:
     args = build_parser().parse_args(words)
     assert args.verb in VERBS
     config = getattr(args, "config", None)
-    if config is None:
+    if config is None or config.startswith("runs/"):
         return
     if args.verb == "grid":
         assert load_grid(ROOT / config)[1]
