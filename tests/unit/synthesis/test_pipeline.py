@@ -1,0 +1,120 @@
+"""The mission's pipeline over a real loopback teacher, and what a worker does with a shard, without a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import nexus_ray
+from nexus_ray.config.generators import OpenAIGenerator
+from nexus_ray.errors import ConfigError
+from nexus_ray.storage import Storage
+from nexus_ray.synthesis.generators.remote import RemoteTeacher, remote_teacher
+from nexus_ray.synthesis.ledger import Ledger
+from nexus_ray.synthesis.rows import Answer, Prompt, Request, Row, Verdict
+from nexus_ray.synthesis.setup import AnswerJudge, PlanOrder, needed_domains, open_job
+from nexus_ray.synthesis.worker import Asker, work_shard
+from tests.fault_server import FaultServer, Rule
+from tests.jobs import job_config
+
+PROMPTS = ["Tell me of rain.", "Tell me of snow.", "Tell me of wind."]
+
+
+def teacher(server: FaultServer) -> RemoteTeacher:
+    return remote_teacher(OpenAIGenerator(kind="openai", model="m", base_url=f"{server.url}/v1", retry_delay_s=0.01))
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer(items=10) as found:
+        yield found
+
+
+def test_a_batch_comes_in_the_order_of_prompts_and_candidates(server: FaultServer) -> None:
+    server.delay_s = 0.01
+    pipeline = nexus_ray.SyntheticPipeline(teacher(server), nexus_ray.QualityFilter(), nexus_ray.FactChecker())
+    rows = pipeline.generate_rows(PROMPTS, num_candidates=3)
+    assert [row.prompt.content for row in rows] == [prompt for prompt in PROMPTS for _ in range(3)]
+    assert pipeline.generate_batch(PROMPTS, num_candidates=3) != [row.text for row in rows], "all are repeats by now"
+
+
+def test_rejected_rows_and_failures_are_kept(server: FaultServer) -> None:
+    server.rules = [Rule("400", first=1, last=2)]
+    pipeline = nexus_ray.SyntheticPipeline(teacher(server), nexus_ray.QualityFilter(min_length=1000))
+    assert pipeline.generate_batch(PROMPTS, num_candidates=1) == []
+    assert len(pipeline.failures) == 1 and len(pipeline.rejected) == 2
+    assert all(verdict.reason.startswith("length") for _, verdict in pipeline.rejected)
+    with pytest.raises(ConfigError, match="num_candidates=0"):
+        pipeline.generate_batch(PROMPTS, num_candidates=0)
+
+
+def test_a_worker_judges_beside_the_calls_and_a_stop_leaves_the_rest(
+    tmp_path: Path, server: FaultServer
+) -> None:
+    spec = open_job(job_config(tmp_path, server.url, prompts=6, shard_requests=12), "sentences", {})
+    ledger = Ledger(spec.ledger, spec.job)
+    ledger.plan(spec.requests(), shard_requests=12)
+    judge = AnswerJudge(spec)
+    with ledger.write(0) as log:
+        drawn = iter(range(100))
+        work_shard(log, teacher(server), judge, threads=3, stop=lambda: next(drawn) >= 5)
+        assert len(log.state.answers) == len(log.state.rows) == log.state.sent == 5
+        work_shard(log, teacher(server), judge, threads=3)
+        assert log.is_complete and log.state.sent == 12 and log.state.resent == 0
+    assert len(server.calls) == 12
+    with ledger.committer(PlanOrder(spec)) as committer:
+        assert len(committer.commit()) == 1
+    assert ledger.stats().accepted > 60
+
+
+def test_what_a_validator_raises_ends_the_shard_with_the_answers_kept(tmp_path: Path, server: FaultServer) -> None:
+    spec = open_job(job_config(tmp_path, server.url, prompts=2), "sentences", {})
+    ledger = Ledger(spec.ledger, spec.job)
+    ledger.plan(spec.requests(), shard_requests=4)
+
+    class Broken(AnswerJudge):
+        def rows(self, request: Request, answer: Answer) -> list[tuple[Row, Verdict]]:
+            raise RuntimeError("broken filter")
+
+    with ledger.write(0) as log, pytest.raises(RuntimeError, match="broken filter"):
+        work_shard(log, teacher(server), Broken(spec), threads=1)
+    with ledger.write(0) as log:
+        answered = len(log.state.answers)
+        assert answered and not log.state.rows
+        work_shard(log, teacher(server), AnswerJudge(spec), threads=1)
+        assert log.is_complete
+    assert max(server.answered().values()) == 1 or log.state.resent
+
+
+def test_agreement_is_settled_over_the_answers_to_one_prompt(tmp_path: Path, server: FaultServer) -> None:
+    validators = [{"kind": "agreement", "min_answers": 2}]
+    config = job_config(tmp_path, server.url, prompts=2, validators=validators, filters={"exact": None})
+    memory = PlanOrder(open_job(config, "sentences", {}))
+    prompt = Prompt("How many?")
+    rows = [Row(f"So there are many.\n#### {number}", "r", item, prompt) for item, number in enumerate((4, 4, 5))]
+    memory.group(rows)
+    assert [memory.judge(row).outcome for row in rows] == ["pass", "pass", "reject"]
+
+
+def test_questions_of_a_judge_go_through_one_loop_from_several_threads(server: FaultServer) -> None:
+    asker = Asker(teacher(server), alone=False)
+    server.delay_s = 0.05
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(asker, [f"Is {number} even?" for number in range(16)]))
+    assert all(replies) and len(set(replies)) == 16 and max(call.in_flight for call in server.calls) > 1
+    server.rules = [Rule("400")]
+    assert asker("Is this a question?") == ""
+    asker.close()
+
+
+def test_another_recipe_names_the_fault_and_the_way_out(tmp_path: Path, server: FaultServer) -> None:
+    config = job_config(tmp_path, server.url)
+    (tmp_path / "recipe.yaml").write_text("name: x\ntext: '{{ source }}'\ndocuments: {domain: nowhere}\n")
+    with pytest.raises(ConfigError, match=r"documents.domain='nowhere' is no domain"):
+        needed_domains(config, "sentences")
+    with pytest.raises(ConfigError, match=r"synthesis.other: there is no such job; jobs of this config: sentences"):
+        needed_domains(config, "other")
+    assert Storage(str(tmp_path)).exists("recipe.yaml")
