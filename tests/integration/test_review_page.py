@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 
 from nexus_ray.errors import DataError
+from nexus_ray.report.desk import review_ledger
 from nexus_ray.report.review import ReviewServer, serve_review
 from tests.browser import CHROMIUM, Page, open_browser
+from tests.unit.report.test_desk import flagged
 
 pytestmark = [
     pytest.mark.browser,
@@ -164,3 +167,35 @@ def test_an_empty_queue_says_so(page: Page) -> None:
     with serve_review([], lambda *_: None) as server:
         page.call("Page.navigate", url=server.url)
         page.wait_for("document.getElementById('title')?.textContent === 'Nothing to review'")
+
+
+def test_the_verb_puts_what_was_pressed_into_the_ledger(page: Page, tmp_path: Path) -> None:
+    """`nexus-ray review` on a real ledger in a browser: one row accepted, one rejected, one edited."""
+    ledger = flagged(tmp_path / "ledger")
+    with ledger.review() as review:
+        waiting = list(review.queue())
+    said: list[str] = []
+    done = threading.Event()
+    settings = {"who": "ann", "say": said.append, "until": done.is_set}
+    served = threading.Thread(target=review_ledger, args=(ledger.folder.uri,), kwargs=settings, daemon=True)
+    served.start()
+    while not said:
+        done.wait(0.05)
+    page.call("Page.navigate", url=said[0].partition("open ")[2].split()[0])
+    page.wait_for(f"document.getElementById('title')?.textContent === 'Row 1 of {len(waiting)}'")
+    assert text_of(page, "text") == waiting[0].text and "Write about" in text_of(page, "prompt")
+    page.press("a")
+    at(page, f"Row 2 of {len(waiting)}")
+    page.press("r")
+    at(page, f"Row 3 of {len(waiting)}")
+    page.press("e")
+    page.wait_for("document.activeElement.id === 'edit'")
+    page.call("Input.insertText", text="Better: ")
+    page.press("Enter", ctrl=True)
+    at(page, f"Row 4 of {len(waiting)}")
+    done.set()
+    served.join(20)
+    accepted = {row.text: row for row in ledger.rows("accepted") if "review" in row.provenance}
+    assert set(accepted) == {waiting[0].text, f"{waiting[2].text}Better: "}
+    assert [row.id for row in ledger.rows("rejected") if "review" in row.provenance] == [waiting[1].id]
+    assert page.console == []

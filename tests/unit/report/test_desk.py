@@ -34,9 +34,8 @@ def test_decisions_made_on_the_page_are_in_the_ledger(tmp_path: Path) -> None:
     assert len(waiting) > 3
     said: list[str] = []
     done = threading.Event()
-    served = threading.Thread(
-        target=review_ledger, args=(str(tmp_path),), kwargs={"who": "ann", "say": said.append, "until": done.is_set}
-    )
+    settings = {"who": "ann", "say": said.append, "until": done.is_set}
+    served = threading.Thread(target=review_ledger, args=(str(tmp_path),), kwargs=settings, daemon=True)
     served.start()
     while not said:
         done.wait(0.05)

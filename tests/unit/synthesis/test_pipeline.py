@@ -51,9 +51,7 @@ def test_rejected_rows_and_failures_are_kept(server: FaultServer) -> None:
         pipeline.generate_batch(PROMPTS, num_candidates=0)
 
 
-def test_a_worker_judges_beside_the_calls_and_a_stop_leaves_the_rest(
-    tmp_path: Path, server: FaultServer
-) -> None:
+def test_a_worker_judges_beside_the_calls_and_a_stop_leaves_the_rest(tmp_path: Path, server: FaultServer) -> None:
     spec = open_job(job_config(tmp_path, server.url, prompts=6, shard_requests=12), "sentences", {})
     ledger = Ledger(spec.ledger, spec.job)
     ledger.plan(spec.requests(), shard_requests=12)
