@@ -159,6 +159,57 @@ class SafetyFilter(Section):
     """Most that the classifier, if there is one, may give (0 harmless, 1 harmful)."""
 
 
+class _AnchoredFilter(Section):
+    """Both tails of a figure, cut at quantiles of real text that were computed once and written down beforehand."""
+
+    reference: str | None = None
+    """Path or URI of the file with the quantiles; None: they are handed in."""
+    low: Share | None = 0.05
+    """Share of real passages below the lower bound (templates, repetition, memorised text); None: no such bound."""
+    high: Share | None = 0.95
+    """Share of real passages below the upper bound (noise, other languages, formulas); None: no such bound."""
+    min_words: int = Field(20, ge=1)
+    """Shorter texts pass: their figures scatter more than those of the passages."""
+
+    @model_validator(mode="after")
+    def _is_range(self) -> Self:
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise ValueError(f"low={self.low} is not less than high={self.high}; no text lies between; lower it")
+        return self
+
+
+class PriorFilter(_AnchoredFilter):
+    """How common a text's words are in real text: mean and deviation of their log frequency; no model is needed.
+
+    As good as perplexity by a model for choosing text, a thousand times cheaper (arXiv:2509.18577).
+    """
+
+    low: Share | None = 0.02
+    high: Share | None = 0.98
+
+
+class PerplexityFilter(_AnchoredFilter):
+    """Perplexity per token under a frozen reference model, which must not be the model that is trained."""
+
+    min_perplexity: float | None = Field(None, ge=1.0)
+    """A bound beside the quantiles', whatever the domain."""
+    max_perplexity: float | None = Field(None, ge=1.0)
+    model: str | None = None
+    """Folder or Hugging Face id of the reference model; None: what measures is handed in."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_tokens: int = Field(512, ge=2)
+    """Tokens of a text that are scored, from its beginning."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        least, most = self.min_perplexity, self.max_perplexity
+        if least is not None and most is not None and least >= most:
+            raise ValueError(f"min_perplexity={least} is not less than max_perplexity={most}; no text lies between")
+        return self
+
+
 class ExactFilter(Section):
     """Texts equal to an accepted one but for case, white space and Unicode form."""
 
@@ -187,9 +238,37 @@ class NoveltyFilter(Section):
     """Words looked at, from the beginning; each remembered text costs about 0.1 us for every 100 of them."""
 
 
+class BenchmarkText(Section):
+    """Files of one benchmark, whose items rows must not hold: text, JSONL, JSON or Parquet."""
+
+    paths: list[str] = Field(min_length=1)
+    """Files, folders, glob patterns or URIs (`s3://bucket/prefix`)."""
+    format: Literal["auto", "text", "jsonl", "json", "parquet"] = "auto"
+    """How files are parsed; `auto` goes by the file name."""
+    fields: list[str] = Field(["text"], min_length=1)
+    """Fields of a record that must stay unseen (`question`, `answer`, `choices.text`), each alone and, in this order,
+    together. Text, numbers and lists of them; an empty one is passed over. Not looked at in text files."""
+    where: dict[str, str] = Field(default_factory=dict)
+    """Keep only records whose fields equal these values."""
+    split_on: str | None = None
+    """Text files: regular expression at whose matches a text is cut into items."""
+
+    @field_validator("split_on")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"{value!r} is no regular expression ({error}); correct it") from None
+        return value
+
+
 class ContaminationFilter(Section):
     """Text that is also in held-out or benchmark text."""
 
+    benchmarks: dict[str, BenchmarkText] = Field(default_factory=dict)
+    """Benchmarks by name; the name is part of the reason of a rejection."""
     ngram: int = Field(13, ge=5, le=50)
     """A run of so many words in common is contamination (GPT-3, Brown et al. 2020, app. C)."""
     short_words: int = Field(8, ge=5)
@@ -233,6 +312,8 @@ class FiltersConfig(Section):
     personal: PersonalFilter | None = PersonalFilter()
     safety: SafetyFilter | None = SafetyFilter()
     contamination: ContaminationFilter | None = ContaminationFilter()
+    prior: PriorFilter | None = None
+    perplexity: PerplexityFilter | None = None
     exact: ExactFilter | None = ExactFilter()
     near: NearFilter | None = NearFilter()
     novelty: NoveltyFilter | None = NoveltyFilter()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nexus_ray.config.filters import FiltersConfig
 from nexus_ray.config.prompts import RecipeConfig
 from nexus_ray.config.synthesis import SynthesisConfig
 from nexus_ray.config.tree import RunConfig
@@ -21,7 +22,8 @@ from nexus_ray.corpora.sources.synthesis import read_manifest
 from nexus_ray.errors import ConfigError
 from nexus_ray.storage import Storage
 from nexus_ray.synthesis.excerpts import DomainDocuments
-from nexus_ray.synthesis.filters.chain import FilterChain, build_chain, combine
+from nexus_ray.synthesis.filters.chain import FilterChain, build_chain, combine, references, remembering_chain
+from nexus_ray.synthesis.filters.likelihood import Scorer
 from nexus_ray.synthesis.generators.build import generator_revision
 from nexus_ray.synthesis.items import ItemParser
 from nexus_ray.synthesis.plan import Job, load_plan
@@ -78,7 +80,7 @@ class JobSpec:
     def chain(self) -> FilterChain:
         """The filters, with the held-out text they look for."""
         held_out = ((f"{name}/{id}", text) for name in self.unseen for id, text in self.corpora[name].texts("held_out"))
-        return build_chain(self.config.filters, held_out=held_out)
+        return build_chain(self.config.filters, held_out=held_out, scorer=_scorer(self.config.filters))
 
 
 def ledger_folder(config: RunConfig, domain: str) -> Storage:
@@ -118,6 +120,7 @@ def open_job(config: RunConfig, domain: str, documents: Mapping[str, DocumentMan
         {"prompts": _prompts(recipe, corpora).fingerprint, "num_candidates": section.num_candidates},
         {
             "filters": section.filters.model_dump(mode="json"),
+            "references": references(section.filters),
             "validators": [one.model_dump(mode="json") for one in section.validators],
             "judge": None if section.judge is None else generator_revision(section.judge),
             "unseen": {name: corpora[name].fingerprint for name in unseen},
@@ -162,6 +165,15 @@ def _against(folder: Storage, section: SynthesisConfig) -> list[list[Any]]:
     return found
 
 
+def _scorer(filters: FiltersConfig) -> Scorer | None:
+    """The reference model, if perplexity is looked at and a model is named."""
+    if filters.perplexity is None or filters.perplexity.model is None:
+        return None
+    from nexus_ray.synthesis.scorer import model_scorer
+
+    return model_scorer(filters.perplexity)
+
+
 # --- what becomes of an answer -----------------------------------------------------------------------------------
 
 
@@ -192,7 +204,7 @@ class PlanOrder:
     """`Memory` of the committer: agreement of the answers to one prompt, and the filters that remember."""
 
     def __init__(self, spec: JobSpec) -> None:
-        self._chain = build_chain(spec.config.filters)
+        self._chain = remembering_chain(spec.config.filters)
         self._agreement = next((one for one in spec.config.validators if isinstance(one, AgreementConfig)), None)
         self._settled: Settled | None = None
         for row in earlier_rows(spec.job):

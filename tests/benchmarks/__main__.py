@@ -21,7 +21,9 @@ from nexus_ray.record import source_commit, versions
 from nexus_ray.session import quiet_environment
 from tests.benchmarks.figures import table, write_record
 
-NAMES = ("quickstart", "stream", "tax", "precision", "cost", "teachers", "generation")
+NAMES = ("quickstart", "stream", "tax", "precision", "cost", "teachers", "generation", "filters")
+MODULES = {"filters": "filtering"}
+"""Where a benchmark lies in a module of another name."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -37,6 +39,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(NAMES)}")
     found.names = [name for name in NAMES if name in (found.names or NAMES)]
     return found
+
+
+def load(name: str) -> Any:
+    """The module of a benchmark."""
+    return importlib.import_module(f"tests.benchmarks.{MODULES.get(name, name)}")
 
 
 def settings_of(module: Any, *, quick: bool, changes: Sequence[str]) -> dict[str, Any]:
@@ -69,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet_environment()
     missed = 0
     for name in asked.names:
-        module = importlib.import_module(f"tests.benchmarks.{name}")
+        module = load(name)
         settings = settings_of(module, quick=asked.quick, changes=asked.set)
         before = machine()
         place = Path(tempfile.mkdtemp(prefix=f"nexus-bench-{name}-"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import threading
@@ -14,7 +13,7 @@ import torch
 
 from nexus_ray.corpora.reader import TokenReader
 from nexus_ray.train.agree import WorkerContext
-from tests.benchmarks.__main__ import NAMES, machine, parse, settings_of
+from tests.benchmarks.__main__ import NAMES, load, machine, parse, settings_of
 from tests.benchmarks.contestants import PausingHooks, await_baton, serve, write_baton
 from tests.benchmarks.figures import Bar, Outcome, Segment, growth, paired_ratio, table, write_record
 from tests.benchmarks.material import EOS, bench_config, bench_stream, write_corpus
@@ -23,7 +22,7 @@ from tests.benchmarks.processes import Watch, descendants
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_benchmark_takes_its_settings(name: str) -> None:
-    module = importlib.import_module(f"tests.benchmarks.{name}")
+    module = load(name)
     wanted = set(inspect.signature(module.run).parameters) - {"folder"}
     assert set(module.SETTINGS) == set(module.QUICK) == wanted
 
@@ -38,7 +37,7 @@ def test_arguments(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_settings_change_where_they_are_known() -> None:
-    module = importlib.import_module("tests.benchmarks.tax")
+    module = load("tax")
     changed = settings_of(module, quick=False, changes=["rounds=9", 'shapes=["1 worker, 1 thread"]', "stages=1"])
     assert changed == module.SETTINGS | {"rounds": 9, "shapes": ["1 worker, 1 thread"]}
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from nexus_ray.config.tree import ChatConfig, FilesSource
 from nexus_ray.corpora.sources.base import Item, RawDocument, matcher, with_chat
-from nexus_ray.corpora.sources.records import format_of, parse
+from nexus_ray.corpora.sources.records import format_of, parse, parse_records
 from nexus_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,11 +21,13 @@ _MAGIC = "*?["
 class FilesCorpus:
     """Files, folders (everything in them but hidden files), glob patterns and URIs, in the order they are named."""
 
-    def __init__(self, domain: str, config: FilesSource, chat: ChatConfig | None = None) -> None:
+    def __init__(
+        self, domain: str, config: FilesSource, chat: ChatConfig | None = None, *, where: str | None = None
+    ) -> None:
         self.domain = domain
         self.config = config
         self.chat = chat
-        self.where = f"domains.{domain}.source"
+        self.where = where or f"domains.{domain}.source"
 
     @property
     def label(self) -> str:
@@ -47,15 +50,22 @@ class FilesCorpus:
     items = listing
 
     def read(self, item: Item) -> Iterator[RawDocument]:
+        with self._stream(item) as stream:
+            for document in parse(stream, item.name, self.config, self.where, self.chat):
+                yield RawDocument(document.text, {"source": "files", **document.provenance})
+
+    def records(self, item: Item, fields: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+        """Place and content of each record that `where` keeps; of a text file, its pieces as text."""
+        with self._stream(item) as stream:
+            yield from parse_records(stream, item.name, self.config, fields)
+
+    @contextmanager
+    def _stream(self, item: Item) -> Iterator[BinaryIO]:
         filesystem, path = _open(item.name)
+        is_parquet = format_of(item.name, self.config.format) == "parquet"
         try:
-            if format_of(item.name, self.config.format) == "parquet":
-                stream = filesystem.open_input_file(path)
-            else:
-                stream = filesystem.open_input_stream(path)
-            with stream:
-                for document in parse(cast(Any, stream), item.name, self.config, self.where, self.chat):
-                    yield RawDocument(document.text, {"source": "files", **document.provenance})
+            with filesystem.open_input_file(path) if is_parquet else filesystem.open_input_stream(path) as stream:
+                yield cast(BinaryIO, stream)
         except OSError as error:
             raise DataError(
                 f"{self.where}.paths: {item.name} cannot be read: {error}; restore it or leave it out"

@@ -46,11 +46,27 @@ def parse(
     if kind == "text":
         yield from _texts(file.read(), name, config.split_on)
         return
+    for place, record in parse_records(file, name, config, fields_of(config, chat)):
+        text = document_text(record, config, chat, f"{name}, {place}", where)
+        yield RawDocument(text, _trace(name, place))
+
+
+def parse_records(
+    file: BinaryIO, name: str, config: FilesSource | WheelSource, fields: tuple[str, ...]
+) -> Iterator[tuple[str, Any]]:
+    """Place (`line 3`) and content of each record of one open file that `where` keeps; of text, each piece of it.
+
+    `fields` are the record's fields that are wanted.
+    """
+    kind = format_of(name, config.format)
+    if kind == "text":
+        for document in _texts(file.read(), name, config.split_on):
+            yield f"part {document.provenance['index']}", document.text
+        return
     records = {"jsonl": _jsonl, "json": _json, "parquet": _parquet}[kind]
-    for place, record in records(file, name, config, fields_of(config, chat)):
+    for place, record in records(file, name, config, fields):
         if all(_plain(record.get(key)) == value for key, value in config.where.items()):
-            text = document_text(record, config, chat, f"{name}, {place}", where)
-            yield RawDocument(text, _trace(name, place))
+            yield place, record
 
 
 def fields_of(config: FilesSource | WheelSource | HubSource, chat: ChatConfig | None) -> tuple[str, ...]:

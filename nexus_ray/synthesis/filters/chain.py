@@ -7,18 +7,22 @@ perplexity) are asked last, and only for rows that nothing cheap rejected.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
-from nexus_ray.config.filters import FiltersConfig
-from nexus_ray.errors import DataError
+from nexus_ray.config.filters import FiltersConfig, PerplexityFilter
+from nexus_ray.errors import ConfigError, DataError
 from nexus_ray.storage import Storage
+from nexus_ray.synthesis.filters.anchor import Anchor, Measure, load_anchor
+from nexus_ray.synthesis.filters.benchmarks import benchmark_items
 from nexus_ray.synthesis.filters.charset import Charset
 from nexus_ray.synthesis.filters.contamination import Contamination, HeldOut
 from nexus_ray.synthesis.filters.diversity import Diversity
@@ -27,6 +31,7 @@ from nexus_ray.synthesis.filters.finish import Finish
 from nexus_ray.synthesis.filters.format import Format
 from nexus_ray.synthesis.filters.language import Language
 from nexus_ray.synthesis.filters.length import Length
+from nexus_ray.synthesis.filters.likelihood import Perplexities, Perplexity, Prior, Scorer, judge_together
 from nexus_ray.synthesis.filters.near import Near
 from nexus_ray.synthesis.filters.novelty import Novelty
 from nexus_ray.synthesis.filters.personal import Personal
@@ -62,6 +67,16 @@ class FilterChain:
         if not _rejected(verdicts):
             verdicts += _until_rejected(self.costly, text)
         return combine(verdicts)
+
+    def judge_many(self, items: Sequence[Item]) -> list[Verdict]:
+        """The verdicts of `judge`, with costly filters asked about all rows at once where they can."""
+        texts = [Text.of(item) for item in items]
+        found = [[some.judge(text) for some in self.cheap] for text in texts]
+        for some in self.costly:
+            open_ = [place for place, verdicts in enumerate(found) if not _rejected(verdicts)]
+            for place, verdict in zip(open_, judge_together(some, [texts[i] for i in open_]), strict=True):
+                found[place].append(verdict)
+        return [combine(verdicts) for verdicts in found]
 
     def judge_in_order(self, item: Item) -> Verdict:
         """What the filters that remember say, given the rows accepted so far."""
@@ -104,12 +119,21 @@ def build_chain(
     held_out: Iterable[tuple[str, str]] = (),
     pool: Iterable[str] = (),
     classifier: Callable[[str], float] | None = None,
+    prior: Anchor | None = None,
+    perplexity: Anchor | None = None,
+    scorer: Scorer | Perplexities | None = None,
     extra: Sequence[Filter] = (),
 ) -> FilterChain:
     """The chain of a config.
 
     `held_out`: name and text of what must stay unseen. `pool`: texts that rows must differ from by ROUGE-L (the seeds
-    they were prompted with). `classifier`: text -> harmfulness in [0, 1]. `extra`: further costly filters.
+    they were prompted with). `classifier`: text -> harmfulness in [0, 1]. `prior`, `perplexity`: quantiles of the
+    anchor text, where the config names no file that has them. `scorer`: texts -> perplexities. `extra`: further costly
+    filters.
+
+    Raises:
+        ConfigError: a filter is on that lacks what it needs.
+        DataError: benchmark text or quantiles cannot be read, or were measured by another model.
     """
     config = config or FiltersConfig()
     personal = Personal(config.personal) if config.personal else None
@@ -131,9 +155,34 @@ def build_chain(
     if config.safety:
         cheap.append(Safety(config.safety))
     if config.contamination:
-        cheap.append(Contamination(HeldOut(held_out, config.contamination)))
+        unseen = chain(held_out, benchmark_items(config.contamination.benchmarks))
+        cheap.append(Contamination(HeldOut(unseen, config.contamination)))
+    if config.prior:
+        cheap.append(Prior(_anchor("prior", config.prior.reference, prior), config.prior))
     costly: list[Filter] = [SafetyClassifier(classifier, config.safety)] if classifier and config.safety else []
+    if config.perplexity:
+        costly.append(_perplexity(config.perplexity, perplexity, scorer))
     return FilterChain(cheap, [*costly, *extra], _remembering(config, pool), personal)
+
+
+def remembering_chain(config: FiltersConfig, *, pool: Iterable[str] = ()) -> FilterChain:
+    """Only the filters that remember: for the one process that judges in plan order."""
+    return FilterChain(remembering=_remembering(config, pool))
+
+
+def references(config: FiltersConfig) -> dict[str, str]:
+    """Fingerprints of the content of the files that a config names: what verdicts depend on besides the config."""
+    found = {}
+    if config.contamination and config.contamination.benchmarks:
+        items = benchmark_items(config.contamination.benchmarks)
+        digest = hashlib.blake2b(digest_size=16)
+        for name, text in items:
+            digest.update(json.dumps([name, text]).encode())
+        found["benchmarks"] = digest.hexdigest()
+    for measure, section in (("prior", config.prior), ("perplexity", config.perplexity)):
+        if section is not None and section.reference is not None:
+            found[measure] = _anchor(measure, section.reference, None).fingerprint  # type: ignore[arg-type]
+    return found
 
 
 def combine(verdicts: Iterable[Verdict]) -> Verdict:
@@ -145,6 +194,29 @@ def combine(verdicts: Iterable[Verdict]) -> Verdict:
         if (some.outcome == "reject" and outcome != "reject") or (some.outcome == "flag" and outcome == "pass"):
             outcome, reason = some.outcome, some.reason
     return Verdict(outcome, reason, scores)  # type: ignore[arg-type]
+
+
+def _anchor(measure: Measure, reference: str | None, given: Anchor | None) -> Anchor:
+    if reference is not None:
+        folder, _, file = Storage(reference).uri.rpartition("/")
+        return load_anchor(Storage(folder), file, measure=measure)
+    if given is None:
+        raise ConfigError(
+            f"filters.{measure}.reference=null: the quantiles of the anchor text are needed; name the file that holds "
+            f"them, or turn the filter off with filters.{measure}=null"
+        )
+    return given
+
+
+def _perplexity(config: PerplexityFilter, given: Anchor | None, scorer: Scorer | Perplexities | None) -> Perplexity:
+    if scorer is None:
+        raise ConfigError(
+            "filters.perplexity: a model must measure it; name one as filters.perplexity.model, or turn the filter off "
+            "with filters.perplexity=null"
+        )
+    bounded = config.min_perplexity is not None or config.max_perplexity is not None
+    has_anchor = config.reference is not None or given is not None or not bounded
+    return Perplexity(scorer, config, anchor=_anchor("perplexity", config.reference, given) if has_anchor else None)
 
 
 def _remembering(config: FiltersConfig, pool: Iterable[str]) -> list[RememberingFilter]:

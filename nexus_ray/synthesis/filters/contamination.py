@@ -51,7 +51,7 @@ class HeldOut:
         texts: list[Text] = []
         for name, raw in items:
             text = Text(raw)
-            if len(text.words) < self.config.short_words:
+            if text.size < self.config.short_words:
                 self.ignored += 1
                 continue
             self.names.append(name)
@@ -61,7 +61,7 @@ class HeldOut:
         self._runs = _table(texts, self.config.ngram)
         self._seeds = _seed_table(texts, self._starts)
         lengths = range(self.config.short_words, self.config.ngram)
-        shorts = {length: [len(text.words) == length for text in texts] for length in lengths}
+        shorts = {length: [text.size == length for text in texts] for length in lengths}
         self._shorts = {length: _table(texts, length, chosen) for length, chosen in shorts.items() if any(chosen)}
 
     def __len__(self) -> int:
@@ -70,7 +70,7 @@ class HeldOut:
     def hits(self, item: Item) -> Iterator[Hit]:
         """All items that a text has a passage in common with, verbatim ones first; each at least once."""
         text = Text.of(item)
-        if not self.names or len(text.words) < min(self.config.short_words, self.config.ngram):
+        if not self.names or text.size < min(self.config.short_words, self.config.ngram):
             return
         known: set[int] = set()
         for number in _numbers(self._runs, text.hashes(self.config.ngram)):
@@ -88,7 +88,7 @@ class HeldOut:
             return
         owners = np.searchsorted(self._starts, positions, "right") - 1
         numbers, counts = np.unique(owners, return_counts=True)
-        size = len(text.words)
+        size = text.size
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
             whole = min(size, len(self._words[number])) < self.config.window
             if number in known or (count < _SEEDS and not whole):

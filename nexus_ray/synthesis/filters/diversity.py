@@ -59,7 +59,7 @@ class Diversity:
                     counts[run] -= 1
 
     def _runs(self, text: Text) -> Hashes:
-        return text.hashes(max(min(self.config.ngram, len(text.words)), 1))
+        return text.hashes(max(min(self.config.ngram, text.size), 1))
 
     def settings(self) -> str:
         return f"runs of {self.config.ngram}, window {self.config.window}"

@@ -22,16 +22,24 @@ class Exact:
 
     def __init__(self, config: ExactFilter | None = None) -> None:
         self._seen: set[bytes] = set()
+        self._last: tuple[Text, bytes] | None = None
 
     def __len__(self) -> int:
         return len(self._seen)
 
     def judge(self, item: Item) -> Verdict:
-        finding = "as an accepted row" if digest(Text.of(item).raw) in self._seen else None
+        finding = "as an accepted row" if self._digest(item) in self._seen else None
         return verdict(self.name, finding, {})
 
     def remember(self, item: Item) -> None:
-        self._seen.add(digest(Text.of(item).raw))
+        self._seen.add(self._digest(item))
+
+    def _digest(self, item: Item) -> bytes:
+        """Kept for the text that was asked about last: an accepted one is remembered next."""
+        text = Text.of(item)
+        if self._last is None or self._last[0] is not text:
+            self._last = text, digest(text.raw)
+        return self._last[1]
 
     def settings(self) -> str:
         return f"blake2b {_DIGEST_BYTES}"

@@ -17,7 +17,7 @@ class Length:
 
     def judge(self, item: Item) -> Verdict:
         text = Text.of(item)
-        words, chars = len(text.words), len(text.raw)
+        words, chars = text.size, len(text.raw)
         scores = {"length.words": float(words), "length.chars": float(chars)}
         return verdict(self.name, self._finding(words, chars), scores)
 

@@ -37,13 +37,13 @@ class _Space:
         result.update(shingles.view("V8").tolist())
         return result
 
-    def add(self, shingles: Hashes, row: int) -> None:
-        self._index.insert(len(self.sets), self.sketch(shingles))
+    def add(self, shingles: Hashes, sketch: RMinHash, row: int) -> None:
+        self._index.insert(len(self.sets), sketch)
         self.sets.append(shingles)
         self.rows.append(row)
 
-    def candidates(self, shingles: Hashes) -> list[int]:
-        return sorted(self._index.query(self.sketch(shingles))) if self.sets else []
+    def candidates(self, sketch: RMinHash) -> list[int]:
+        return sorted(self._index.query(sketch)) if self.sets else []
 
 
 class Near:
@@ -62,6 +62,7 @@ class Near:
         self._long, self._short = _Space(self.config), _Space(self.config)
         self._ids: list[str] = []
         self._words: list[int] = []
+        self._last: tuple[Text, list[tuple[_Space, Hashes, RMinHash]]] | None = None
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -79,10 +80,10 @@ class Near:
         """
         text = Text.of(item)
         best, twin = 0.0, -1
-        for space, shingles in self._views(text):
-            for key in space.candidates(shingles):
+        for space, shingles, sketch in self._views(text):
+            for key in space.candidates(sketch):
                 row = space.rows[key]
-                if space is self._short and not self._is_short_pair(len(text.words), self._words[row]):
+                if space is self._short and not self._is_short_pair(text.size, self._words[row]):
                     continue
                 similarity = jaccard(shingles, space.sets[key])
                 if (similarity, -row) > (best, -twin):
@@ -92,21 +93,28 @@ class Near:
     def remember(self, item: Item) -> None:
         text = Text.of(item)
         row = len(self._ids)
-        for space, shingles in self._views(text):
-            space.add(shingles, row)
+        for space, shingles, sketch in self._views(text):
+            space.add(shingles, sketch, row)
         self._ids.append(text.id or f"text {row}")
-        self._words.append(len(text.words))
+        self._words.append(text.size)
 
     def _is_short_pair(self, words: int, others: int) -> bool:
         return min(words, others) < self.config.short_words
 
-    def _views(self, text: Text) -> Iterator[tuple[_Space, Hashes]]:
-        """The spaces a text lives in: by its own length, and by that of texts that could be near duplicates of it."""
-        words, short = len(text.words), self.config.short_words
+    def _views(self, text: Text) -> list[tuple[_Space, Hashes, RMinHash]]:
+        """The spaces a text lives in, its shingles and their sketch; kept for the text that was asked about last."""
+        if self._last is None or self._last[0] is not text:
+            views = [(space, shingles(text, words)) for space, words in self._spaces(text.size)]
+            self._last = text, [(space, some, space.sketch(some)) for space, some in views]
+        return self._last[1]
+
+    def _spaces(self, words: int) -> Iterator[tuple[_Space, int]]:
+        """By a text's own length, and by that of texts that could be near duplicates of it."""
+        short = self.config.short_words
         if words >= short:
-            yield self._long, shingles(text, self.config.shingle_words)
+            yield self._long, self.config.shingle_words
         if words < short / self.config.jaccard + self.config.short_shingle_words:
-            yield self._short, shingles(text, self.config.short_shingle_words)
+            yield self._short, self.config.short_shingle_words
 
     def settings(self) -> str:
         return f"{self.config.model_dump_json()} seed {_SEED} minhash {RMinHash.ALGORITHM_VERSION}"
@@ -131,12 +139,13 @@ class Near:
             ends = np.cumsum(state[f"{name}_sizes"])
             parts = np.split(state[f"{name}_shingles"], ends[:-1]) if len(ends) else []
             for part, row in zip(parts, state[f"{name}_rows"], strict=True):
-                space.add(np.ascontiguousarray(part, np.uint64), int(row))
+                shingles = np.ascontiguousarray(part, np.uint64)
+                space.add(shingles, space.sketch(shingles), int(row))
 
 
 def shingles(text: Text, words: int) -> Hashes:
     """Sorted distinct hashes of the runs of `words` words; of the whole text if it is shorter."""
-    return np.unique(text.hashes(max(min(words, len(text.words)), 1)))
+    return np.unique(text.hashes(max(min(words, text.size), 1)))
 
 
 def jaccard(first: Hashes, second: Hashes) -> float:

@@ -14,7 +14,7 @@ from rapidfuzz.distance import Indel
 from rapidfuzz.process import extractOne
 
 from nexus_ray.config.filters import NoveltyFilter
-from nexus_ray.synthesis.filters.text import Item, Text, verdict, word_hashes
+from nexus_ray.synthesis.filters.text import Item, Text, verdict
 from nexus_ray.synthesis.rows import Verdict
 
 _ALPHABET = 0x110000 - 0x800  # code points that are no surrogates
@@ -95,7 +95,7 @@ class Novelty:
     def _write(self, text: Text, *, learn: bool) -> str:
         """One character per word, the same for the same word; unknown words that need not be learnt share one."""
         letters = self._letters
-        hashes = word_hashes(text.words[: self.config.max_words]).tolist()
+        hashes = text.hashes(1)[: self.config.max_words].tolist()
         if learn:
             for value in hashes:
                 if value not in letters:

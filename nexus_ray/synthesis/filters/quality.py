@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
-from nexus_ray.config.filters import DiversityFilter, LengthFilter
+from nexus_ray.config.filters import DiversityFilter, LengthFilter, PerplexityFilter
 from nexus_ray.errors import ConfigError
 from nexus_ray.synthesis.filters.chain import FilterChain
 from nexus_ray.synthesis.filters.diversity import Diversity
 from nexus_ray.synthesis.filters.length import Length
-from nexus_ray.synthesis.filters.text import Filter, Item, Text, verdict
+from nexus_ray.synthesis.filters.likelihood import Perplexities, Perplexity
+from nexus_ray.synthesis.filters.text import Filter, Item
 from nexus_ray.synthesis.rows import Verdict
-
-
-class Perplexity:
-    """Rejects texts above one perplexity, as measured by the callable. Nothing is done about suspiciously low ones."""
-
-    name = "perplexity"
-
-    def __init__(self, maximum: float, perplexity: Callable[[str], float]) -> None:
-        self.maximum = maximum
-        self._perplexity = perplexity
-
-    def judge(self, item: Item) -> Verdict:
-        value = float(self._perplexity(Text.of(item).raw))
-        if not math.isfinite(value):
-            return verdict(self.name, "not finite", {})
-        return verdict(self.name, "too high" if value > self.maximum else None, {"perplexity": value})
 
 
 class QualityFilter:
     """`passes(text)`: long enough, plausible to the reference model, not repetitive.
 
     - `min_length`: words.
-    - `max_perplexity`: highest perplexity per token; needs `perplexity` (text -> perplexity under a frozen reference,
-      not the student). None: not looked at.
+    - `max_perplexity`: highest perplexity per token; needs `perplexity` (texts -> perplexities under a frozen
+      reference, not the student: `synthesis.scorer` makes one). None: not looked at.
     - `diversity_threshold`: least share of a text's runs of four words that are new, in it and beside the texts
       remembered, in [0, 1].
 
@@ -48,7 +30,7 @@ class QualityFilter:
         max_perplexity: float | None = None,
         diversity_threshold: float = 0.3,
         *,
-        perplexity: Callable[[str], float] | None = None,
+        perplexity: Perplexities | None = None,
     ) -> None:
         if min_length < 0:
             raise ConfigError(f"min_length={min_length}: words cannot be fewer than none; use 0 or more")
@@ -59,11 +41,11 @@ class QualityFilter:
         if max_perplexity is not None and perplexity is None:
             raise ConfigError(
                 f"max_perplexity={max_perplexity}: something must measure it; hand in `perplexity`, a callable from "
-                f"text to perplexity, or leave max_perplexity out"
+                f"texts to perplexities, or leave max_perplexity out"
             )
         costly: list[Filter] = []
         if max_perplexity is not None and perplexity is not None:
-            costly.append(Perplexity(max_perplexity, perplexity))
+            costly.append(Perplexity(perplexity, PerplexityFilter(max_perplexity=max_perplexity, min_words=1)))
         self._diversity = Diversity(DiversityFilter(threshold=diversity_threshold))
         length = Length(LengthFilter(min_words=min_length))
         self._chain = FilterChain([length, self._diversity], costly, [self._diversity])

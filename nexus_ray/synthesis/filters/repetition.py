@@ -36,7 +36,7 @@ class Repetition:
     def judge(self, item: Item) -> Verdict:
         text = Text.of(item)
         scores = measure(text)
-        limits = self._short_limits if len(text.words) < self.config.short_words else self._limits
+        limits = self._short_limits if text.size < self.config.short_words else self._limits
         over = next((key for key, value in scores.items() if value > limits[key]), None)
         return verdict(self.name, over and over.partition(".")[2], scores)
 

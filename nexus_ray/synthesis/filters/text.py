@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,10 +45,15 @@ _HASHES = _WordHashes()
 class Text:
     """One text and what is counted in it. Made by `Text.of` from plain text or a row; immutable."""
 
-    def __init__(self, raw: str, *, row: Row | None = None) -> None:
+    def __init__(self, raw: str, *, row: Row | None = None, hashes: Hashes | None = None) -> None:
+        """`hashes`: those of its words, if they are known."""
         self.raw = raw
         self._row = row
-        self._grams: dict[int, Hashes] = {}
+        self._grams: dict[int, Hashes] = {} if hashes is None else {1: hashes}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process with the hashes of its words: enough for the filters that remember."""
+        return _received, (self.raw, self._row, self._grams.get(1))
 
     @classmethod
     def of(cls, item: Item) -> Text:
@@ -64,6 +69,11 @@ class Text:
         return self._row.id if self._row else ""
 
     @property
+    def domain(self) -> str:
+        """Domain of its row; empty for plain text."""
+        return self._row.domain if self._row else ""
+
+    @property
     def finish_reason(self) -> FinishReason | None:
         """None for plain text."""
         return self._row.finish_reason if self._row else None
@@ -72,6 +82,11 @@ class Text:
     def words(self) -> list[str]:
         """Words in lower case, in order."""
         return words_of(self.raw)
+
+    @property
+    def size(self) -> int:
+        """Number of words."""
+        return len(self._grams[1]) if 1 in self._grams else len(self.words)
 
     @cached_property
     def distinct(self) -> frozenset[str]:
@@ -98,7 +113,7 @@ class Text:
         """A polynomial in the words' hashes, put together from those of shorter runs."""
         if n == 1:
             return word_hashes(self.words)
-        count = len(self.words) - n + 1
+        count = self.size - n + 1
         if count <= 0:
             return np.empty(0, np.uint64)
         head = 1 << ((n - 1).bit_length() - 1)
@@ -106,6 +121,10 @@ class Text:
         result = self.hashes(head)[:count] * factor
         result += self.hashes(n - head)[head : head + count]
         return result
+
+
+def _received(raw: str, row: Row | None, hashes: Hashes | None) -> Text:
+    return Text(raw, row=row, hashes=hashes)
 
 
 Item = str | Row | Text

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +15,10 @@ import torch
 from nexus_ray.config.generators import LocalGenerator
 from nexus_ray.config.tree import ModelConfig
 from nexus_ray.errors import ConfigError
-from nexus_ray.hub import hub_answers
 from nexus_ray.models.build import build_model
 from nexus_ray.models.decode import Decoder, Job, Written
 from nexus_ray.models.fingerprint import model_fingerprint
+from nexus_ray.models.tokenizer import load_tokenizer
 from nexus_ray.synthesis.generators.protocol import OnSent
 from nexus_ray.synthesis.rows import Answer, Failure, Request, content_id
 
@@ -146,7 +145,7 @@ def local_teacher(config: LocalGenerator, *, threads: int | None = None, device:
     if threads is not None:
         torch.set_num_threads(threads)
     model_config = ModelConfig(source=config.model, revision=config.revision)
-    tokenizer = _tokenizer(model_config)
+    tokenizer = load_tokenizer(model_config, field="generator.model")
     model = build_model(model_config, dtype=_dtype(config, device), **_sizes(tokenizer))
     revision = local_revision(config, device=device)
     return LocalTeacher(model.to(device), tokenizer, batch_size=config.batch_size, revision=revision)
@@ -155,7 +154,7 @@ def local_teacher(config: LocalGenerator, *, threads: int | None = None, device:
 def local_revision(config: LocalGenerator, *, device: str = "cpu") -> str:
     """`local:12 hexadecimal digits:dtype` of weights, tokenizer and chat template; reads the files, builds no model."""
     model_config = ModelConfig(source=config.model, revision=config.revision)
-    tokenizer = _tokenizer(model_config)
+    tokenizer = load_tokenizer(model_config, field="generator.model")
     template = str(tokenizer.chat_template)
     weights = model_fingerprint(model_config, **_sizes(tokenizer))
     parts = [weights, tokenizer.backend_tokenizer.to_str(), template]
@@ -164,22 +163,6 @@ def local_revision(config: LocalGenerator, *, device: str = "cpu") -> str:
 
 def _sizes(tokenizer: Any) -> dict[str, int]:
     return {"vocab_size": len(tokenizer), "eos_id": int(tokenizer.eos_token_id or 0), "seed": 0}
-
-
-def _tokenizer(config: ModelConfig) -> Any:
-    from transformers import AutoTokenizer
-
-    folder = Path(config.source).expanduser().is_dir()
-    try:
-        return AutoTokenizer.from_pretrained(
-            config.source, revision=config.revision or "main", local_files_only=folder or not hub_answers()
-        )
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(
-            f"generator.model={config.source!r}: no tokenizer can be read there ({reason}); name a folder with config, "
-            f"weights and tokenizer, or a Hugging Face id that this machine can reach"
-        ) from None
 
 
 def _dtype(config: LocalGenerator, device: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import pytest
 from pydantic import ValidationError
@@ -126,6 +127,26 @@ def test_memory_is_kept(tmp_path: object) -> None:
         restored.load(storage, "memory.npz")
 
 
+def test_a_text_brings_its_hashes_along() -> None:
+    """A judged text from another process is to the filters that remember what it was; its words are not cut again."""
+    config = FiltersConfig.model_validate({**OFF, "exact": {}, "near": {}, "novelty": {}, "diversity": {}})
+    texts = [STORY, ESSAY, STORY.replace("fox", "cat"), "Only four words here."]
+    for some in map(Text, texts):
+        some.hashes(4)
+        sent = pickle.loads(pickle.dumps(some))
+        assert (sent.raw, sent.size) == (some.raw, some.size) and "words" not in vars(sent)
+        assert sent.hashes(5).tolist() == Text(some.raw).hashes(5).tolist() and sent.words == some.words
+    sent_row = pickle.loads(pickle.dumps(Text.of(row(STORY))))
+    assert (sent_row.id, sent_row.finish_reason) == (row(STORY).id, "stop")
+    one, other = build_chain(config), build_chain(config)
+    for some in map(Text, texts):
+        some.hashes(1)
+        sent = pickle.loads(pickle.dumps(some))
+        assert other.judge_in_order(sent) == one.judge_in_order(some.raw)
+        one.remember(some.raw)
+        other.remember(sent)
+
+
 def test_verdicts_depend_on_order_alone() -> None:
     """The same rows in the same order, in a fresh chain: the same verdicts, figures included."""
     texts = [" ".join(random_words(seed % 7, 60 + seed % 3)) for seed in range(30)]
@@ -149,7 +170,10 @@ def test_verdicts_depend_on_order_alone() -> None:
 def test_quality_filter() -> None:
     perplexities = {STORY: 20.0, ESSAY: 90.0, CODE: math.nan}
     quality = QualityFilter(
-        min_length=10, max_perplexity=50.0, diversity_threshold=0.5, perplexity=lambda text: perplexities.get(text, 1.0)
+        min_length=10,
+        max_perplexity=50.0,
+        diversity_threshold=0.5,
+        perplexity=lambda texts: [perplexities.get(text, 1.0) for text in texts],
     )
     assert quality.passes(STORY)
     assert not quality.passes(ESSAY) and quality.judge(ESSAY).reason == "perplexity: too high"
