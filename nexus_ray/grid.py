@@ -19,17 +19,16 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from nexus_ray.config import RunConfig, detect_hardware, fingerprint, parse_config, resolve
-from nexus_ray.config.source import read_yaml
+from nexus_ray.config.source import override_texts, read_yaml
 from nexus_ray.config.tree import Name, Section
 from nexus_ray.errors import ConfigError, Interrupted
 from nexus_ray.storage import Storage
@@ -163,7 +162,7 @@ def load_grid(path: Path, overrides: Sequence[str] = ()) -> tuple[GridConfig, li
     for arm, values in grid.all_arms().items():
         for seed in grid.seeds:
             name = f"{grid.name}-{arm}-s{seed}"
-            settings = [*_as_texts({**grid.common, **values}), *overrides, f"name={name}", f"seed={seed}"]
+            settings = [*override_texts({**grid.common, **values}), *overrides, f"name={name}", f"seed={seed}"]
             try:
                 config = resolve(parse_config(base, settings, where=f"{path}, arm {arm}"), hardware)
             except ConfigError as error:
@@ -252,13 +251,6 @@ def _foreign(cell: GridRun) -> str:
         f"{cell.folder.uri} holds a run of another config (fingerprint {cell.record().get('fingerprint')}, this one is "
         f"{cell.fingerprint}); give the grid another name, or delete that folder"
     )
-
-
-def _as_texts(values: Overrides) -> Iterator[str]:
-    """`path=value` texts whose values YAML reads back as they are (JSON's 1e-05 it would read as text)."""
-    for path, value in values.items():
-        text = yaml.safe_dump(value, default_flow_style=True, width=10**9)
-        yield f"{path}={text.removesuffix('...' + chr(10)).strip()}"
 
 
 def _label(path: str, value: Any) -> str:

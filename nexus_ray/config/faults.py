@@ -109,7 +109,7 @@ def _fault(detail: ErrorDetails, location: Location, data: Data) -> Fault:
     kind, value, context = detail["type"], detail["input"], detail.get("ctx") or {}
     path = dotted(location) or "(top level)"
     if kind == "extra_forbidden":
-        return Fault(path, f"={_shown(value)}: unknown key; {_meant(location, data)}")
+        return Fault(path, f"={shown(value)}: unknown key; {_meant(location, data)}")
     if kind == "missing":
         return Fault(path, f" is missing; {_required(location)}")
     if kind == "union_tag_not_found":
@@ -117,12 +117,12 @@ def _fault(detail: ErrorDetails, location: Location, data: Data) -> Fault:
     if kind == "union_tag_invalid":
         found = value.get("kind") if isinstance(value, dict) else value
         known = choice(found, _kinds(location), what="kinds are")
-        return Fault(f"{path}.kind", f"={_shown(found)} is no kind of {_singular(location)}; {known}")
+        return Fault(f"{path}.kind", f"={shown(found)} is no kind of {_singular(location)}; {known}")
     if kind == "value_error":
         return Fault(path, f": {context.get('error', detail['msg'])}")
     if "[key]" in detail["loc"]:
-        return Fault(path, f" is no valid name: {_rule(detail)}")
-    return Fault(path, f"={_shown(value)}: {_rule(detail)}")
+        return Fault(path, f" is no valid name: {rule(detail)}")
+    return Fault(path, f"={shown(value)}: {rule(detail)}")
 
 
 def _kinds(location: Location) -> list[str]:
@@ -135,7 +135,8 @@ def _singular(location: Location) -> str:
     return name.removesuffix("s")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value in at most 60 letters."""
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -167,7 +168,8 @@ def _required(location: Location) -> str:
     return "set it"
 
 
-def _rule(detail: ErrorDetails) -> str:
+def rule(detail: ErrorDetails) -> str:
+    """What a value must be, and how to write it."""
     kind, value, context = detail["type"], detail["input"], detail.get("ctx") or {}
     if kind in ("literal_error", "enum"):
         known = [word.strip("'") for word in str(context["expected"]).replace(" or ", ", ").split(", ")]

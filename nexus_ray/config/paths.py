@@ -51,12 +51,12 @@ def _leaves(model: type[BaseModel], prefix: str) -> Iterable[str]:
             yield from _leaves(inner, f"{prefix}{name}.")
 
 
-def keys_at(location: Location, data: Any) -> list[str]:
-    """Keys that the section at `location` allows; [] where any key goes or no section stands there.
+def keys_at(location: Location, data: Any, root: type[BaseModel] = RunConfig) -> list[str]:
+    """Keys that the section at `location` of `root` allows; [] where any key goes or no section stands there.
 
     `data` (the user's whole mapping) tells which kind a source is.
     """
-    kinds: list[Any] = [RunConfig]
+    kinds: list[Any] = [root]
     for part in location:
         data = item_of(data, part)
         kinds = [inner for kind in kinds for inner in _inside(kind, part)]

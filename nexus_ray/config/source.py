@@ -6,7 +6,7 @@ errors here; what the values mean is the business of `faults` and `tree`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,13 @@ def apply_overrides(data: Data, overrides: Sequence[str]) -> Data:
     if problems:
         raise ConfigError("\n".join(problems))
     return result
+
+
+def override_texts(values: Mapping[str, Any]) -> Iterator[str]:
+    """`path=value` texts whose values YAML reads back as they are (JSON's 1e-05 it would read as text)."""
+    for path, value in values.items():
+        text = yaml.safe_dump(value, default_flow_style=True, width=10**9)
+        yield f"{path}={text.removesuffix('...' + chr(10)).strip()}"
 
 
 def _apply(data: Data, override: str) -> None:

@@ -231,6 +231,9 @@ class DataConfig(Section):
     """A corrupt shard stops the run, or is set aside and counted."""
     max_repetitions: float = Field(100.0, gt=0)
     """Most epochs over any source that a stage may ask for."""
+    fraction: float = Field(1.0, gt=0.0, le=1.0)
+    """Share of every domain's training rows that the run may read, a fair sample: those that the whole domain's first
+    epoch begins with. A study cuts domains so, for a small budget to repeat its text as often as a large one would."""
     shard_tokens: int = Field(16_777_216, ge=1024)
     """Tokens of one token shard, about."""
     shuffle_window_rows: int = Field(8192, ge=1)
@@ -278,7 +281,13 @@ class StageConfig(Section):
 
 OVERRIDABLE = ("training.", "continual.", "evaluation.", "report.", "cluster.", "data.")
 """Sections a stage may override."""
-FIXED_ACROSS_STAGES = ("training.seq_len", "cluster.address", "data.shard_tokens", "training.global_batch_tokens")
+FIXED_ACROSS_STAGES = (
+    "training.seq_len",
+    "training.global_batch_tokens",
+    "cluster.address",
+    "data.fraction",
+    "data.shard_tokens",
+)
 """Paths inside those sections that must be the same in all stages of a run."""
 
 

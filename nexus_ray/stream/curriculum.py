@@ -42,7 +42,7 @@ def stage_segments(
     segments = []
     for start, stop, new, part_ratio in _parts(config, stage, rows, ratio):
         weights, cycle = stage_counts(new, replay, part_ratio)
-        sources = {name: _source(manifests[name], config.training.seq_len) for name in weights}
+        sources = {name: _source(manifests[name], config) for name in weights}
         segments.append(
             Segment(
                 stage=stage.name,
@@ -86,14 +86,15 @@ def _parts(
     ]
 
 
-def _source(manifest: TokenManifest, seq_len: int) -> Source:
-    rows = manifest.rows(seq_len)
+def _source(manifest: TokenManifest, config: RunConfig) -> Source:
+    rows = manifest.rows(config.training.seq_len)
     if rows == 0:
         raise ConfigError(
             f"domains.{manifest.domain}: its {manifest.tokens} training tokens do not fill a row of "
-            f"training.seq_len={seq_len}; add text or lower seq_len"
+            f"training.seq_len={config.training.seq_len}; add text or lower seq_len"
         )
-    return Source(manifest.fingerprint, len(manifest.shards), rows)
+    used = max(1, round(rows * exact_fraction(config.data.fraction)))
+    return Source(manifest.fingerprint, len(manifest.shards), rows, used if used < rows else None)
 
 
 def _check_repetitions(config: RunConfig, stage: StageConfig, segments: list[Segment]) -> None:
@@ -103,7 +104,7 @@ def _check_repetitions(config: RunConfig, stage: StageConfig, segments: list[Seg
         for name, rows in segment.drawn(segment.rows).items():
             drawn[name] = drawn.get(name, 0) + rows
     for name, rows in drawn.items():
-        have = sources[name].rows
+        have = sources[name].used or sources[name].rows
         if rows > config.data.max_repetitions * have:
             raise ConfigError(
                 f"data.max_repetitions={config.data.max_repetitions:g}: stage {stage.name!r} would read domain "

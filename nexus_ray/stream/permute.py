@@ -68,15 +68,28 @@ class RowOrder:
     group_rows: int
     window_rows: int
     key: int
+    used: int | None = None
+    """Only the first so many rows of the first epoch are read, again and again; None is all. Of two such orders the
+    shorter one's rows are among the longer one's, and both begin with the same."""
 
     def __call__(self, counter: Indices) -> Indices:
         """Row number for each value of the domain's own counter (0, 1, 2 ... without end)."""
         counter = np.asarray(counter, dtype=np.int64)
+        if self.used is not None:
+            return self._epoch(self._cut(counter, self.used), key_of(self.key, 0))
         out = np.empty_like(counter)
         epochs = counter // self.num_rows
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
             out[chosen] = self._epoch(counter[chosen] - epoch * self.num_rows, key_of(self.key, int(epoch)))
+        return out
+
+    def _cut(self, counter: Indices, used: int) -> Indices:
+        """Positions in the first epoch: as they come, then in windows of it, shuffled anew each time."""
+        again = RowOrder(used, self.window_rows, self.window_rows, key_of(self.key, "again"))
+        late = counter >= used
+        out = counter.copy()
+        out[late] = again(counter[late])
         return out
 
     def _epoch(self, position: Indices, key: int) -> Indices:

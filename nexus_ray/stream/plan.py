@@ -35,6 +35,8 @@ class Source:
     fingerprint: str
     shards: int
     rows: int
+    used: int | None = None
+    """Rows that are read at all, those that the first epoch of all begins with; None is all."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,8 @@ class Plan:
         """The row order of a domain: depends on the seed, the domain and the prefix it is drawn from, nothing else."""
         group_rows = max(1, min(GROUP_TOKENS // self.seq_len, source.rows // MIN_GROUPS))
         window_rows = min(self.shuffle_window_rows, max(1, WINDOW_TOKENS // self.seq_len))
-        return RowOrder(source.rows, group_rows, window_rows, key_of(self.seed, name, source.fingerprint))
+        key = key_of(self.seed, name, source.fingerprint)
+        return RowOrder(source.rows, group_rows, window_rows, key, used=source.used)
 
     def sequences(self, start: int, stop: int) -> Sequences:
         """Which domain and which row of it stands at each global position in [start, stop)."""

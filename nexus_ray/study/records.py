@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 Value = None | bool | int | float | str | list["Value"] | dict[str, "Value"]
 
-Status = Literal["planned", "running", "finished", "stopped", "failed"]
-"""`stopped`: ended early by the judge. `failed`: recorded with its reason, never run again unless asked."""
+Status = Literal["planned", "running", "paused", "finished", "stopped", "failed"]
+"""`paused`: waits at a rung with its checkpoint and may go on. `stopped`: ended early by the judge. `failed`: recorded
+with its reason, never run again unless asked."""
 
 
 def canonical(value: object) -> str:
@@ -26,11 +28,14 @@ def canonical(value: object) -> str:
 
 @dataclass(frozen=True)
 class Point:
-    """One setting of the searched knobs: config values by dotted path; a knob whose condition fails is absent."""
+    """One setting of the searched knobs: config values by dotted path; a knob whose condition fails is absent.
+
+    A knob that sets several config values, or the order of the stages, stands by its name with its option's label.
+    """
 
     params: Mapping[str, Value]
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Eight hex digits of the content; equal settings are one point, whichever searcher proposed them."""
         return hashlib.sha256(canonical(dict(self.params)).encode()).hexdigest()[:8]
@@ -62,6 +67,16 @@ class Report:
 
 
 @dataclass(frozen=True)
+class RungDecision:
+    """What the judge answered to one trial at one rung, or later for its point (`promoted`)."""
+
+    rung: int
+    """From 0."""
+    verdict: Literal["continued", "paused", "promoted", "stopped"]
+    reason: str
+
+
+@dataclass(frozen=True)
 class Trial:
     """A point with a seed, and what became of it."""
 
@@ -71,7 +86,9 @@ class Trial:
     reports: tuple[Report, ...] = ()
     """In order of steps; the last one of a finished trial is at the full budget."""
     reason: str | None = None
-    """Why it stopped or failed."""
+    """Why it paused, stopped or failed."""
+    decisions: tuple[RungDecision, ...] = ()
+    """In order of time."""
 
     @property
     def id(self) -> str:
@@ -81,3 +98,13 @@ class Trial:
     def final(self) -> Objectives | None:
         """Objectives at the full budget; None unless the trial finished."""
         return self.reports[-1].objectives if self.status == "finished" and self.reports else None
+
+
+def mean_objectives(many: Sequence[Objectives]) -> Objectives:
+    """The mean over replicates."""
+    count = len(many)
+    return Objectives(
+        sum(one.new for one in many) / count,
+        sum(one.forgetting for one in many) / count,
+        sum(one.cost for one in many) / count,
+    )

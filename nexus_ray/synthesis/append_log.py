@@ -50,11 +50,16 @@ def decode_line(line: bytes) -> dict[str, Any]:
     return value
 
 
-def read_log(folder: Storage, name: str) -> Iterator[dict[str, Any]]:
-    """All whole lines in order; none if there is no such log. Raises DataError naming the file and line."""
+LOST = "an answer in it is asked for again"
+"""What it means for the synthesis ledger to lose a line."""
+
+
+def read_log(folder: Storage, name: str, *, lost: str = LOST) -> Iterator[dict[str, Any]]:
+    """All whole lines in order; none if there is no such log. Raises DataError naming the file and line, and what its
+    loss means (`lost`)."""
     if folder.is_local:
         if folder.exists(f"{name}.jsonl"):
-            yield from _lines(folder, f"{name}.jsonl")
+            yield from _lines(folder, f"{name}.jsonl", lost)
         return
     before: tuple[str, int] | None = None
     for segment in _segments(folder, name):
@@ -63,13 +68,13 @@ def read_log(folder: Storage, name: str) -> Iterator[dict[str, Any]]:
         if number != expected:
             raise DataError(
                 f"{folder.path(name)} lacks segment {session}-{expected:06d}.jsonl: it was deleted or not copied; "
-                f"restore it, or delete the segments of that session behind it and what they held is asked for again"
+                f"restore it, or delete the segments of that session behind it: what they held is lost, and {lost}"
             )
         before = session, number
-        yield from _lines(folder, f"{name}/{segment}")
+        yield from _lines(folder, f"{name}/{segment}", lost)
 
 
-def _lines(folder: Storage, file: str) -> Iterator[dict[str, Any]]:
+def _lines(folder: Storage, file: str, lost: str) -> Iterator[dict[str, Any]]:
     whole, _, _ = folder.read_bytes(file).rpartition(b"\n")
     for number, line in enumerate(whole.split(b"\n") if whole else ()):
         try:
@@ -77,7 +82,7 @@ def _lines(folder: Storage, file: str) -> Iterator[dict[str, Any]]:
         except ValueError as error:
             raise DataError(
                 f"{folder.path(file)}, line {number + 1}, is damaged ({error}); restore the file, or delete that line: "
-                f"what it held is lost, and an answer in it is asked for again"
+                f"what it held is lost, and {lost}"
             ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from typing import Any
 
@@ -230,3 +231,18 @@ def test_a_source_too_short_for_a_row_is_refused(tokens: int) -> None:
         stage_segments(config(*ONE_BY_ONE), 0, {**MANIFESTS, "a": manifest("a", tokens)}, start_row=0)
     expected = f"domains.a: its {tokens} training tokens do not fill a row of training.seq_len=16; add text"
     assert expected in str(caught.value)
+
+
+def test_a_cut_run_draws_from_the_same_share_of_every_domain() -> None:
+    plain = config(*ONE_BY_ONE, replay_ratio=0.5)
+    cut = parse_config(plain.model_dump(mode="json"), ["data.fraction=0.1", "data.max_repetitions=0.9"], where="test")
+    segments = stage_segments(plain, 1, MANIFESTS, start_row=0)
+    assert [source.used for source in segments[0].manifests.values()] == [None, None]
+    with pytest.raises(ConfigError, match=r"domain 'b' 1\.6 times \(100 rows drawn, 62 there\)"):
+        stage_segments(cut, 1, MANIFESTS, start_row=0)
+    roomy = parse_config(cut.model_dump(mode="json"), ["data.max_repetitions=2"], where="test")
+    tenth = stage_segments(roomy, 1, MANIFESTS, start_row=0)
+    assert {name: source.used for name, source in tenth[0].manifests.items()} == {"a": 250, "b": 62}
+    assert Segment.from_json(json.loads(tenth[0].to_line())) == tenth[0]
+    first = Plan(3, SEQ_LEN, 100).append(segments).sequences(0, 60).row
+    assert Plan(3, SEQ_LEN, 100).append(tenth).sequences(0, 60).row.tolist() == first.tolist(), "until it repeats"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,3 +50,27 @@ def test_reads_stay_within_a_bounded_window_of_groups() -> None:
     order = RowOrder(100_000, 1000, 4000, 7)
     rows = order(np.arange(4000))
     assert len(np.unique(rows // 1000)) <= 5  # four groups, and the tail if it falls here
+
+
+@given(orders, st.data())
+@settings(deadline=None)
+def test_a_cut_domain_reads_the_beginning_of_the_first_epoch_again_and_again(
+    order: RowOrder, data: st.DataObject
+) -> None:
+    used = data.draw(st.integers(1, order.num_rows))
+    fewer = data.draw(st.integers(1, used))
+    cut, shorter = replace(order, used=used), replace(order, used=fewer)
+    begin = order(np.arange(used))
+    assert cut(np.arange(used)).tolist() == begin.tolist(), "as the whole domain begins"
+    assert shorter(np.arange(fewer)).tolist() == begin[:fewer].tolist(), "nested"
+    again = cut(np.arange(used) + 3 * used)
+    assert sorted(again.tolist()) == sorted(begin.tolist()), "every row once in each pass"
+    position = data.draw(st.integers(0, 5 * used))
+    assert int(cut(np.asarray([position]))[0]) == int(cut(np.arange(position + 1))[-1])
+
+
+def test_passes_over_a_cut_domain_differ_and_stay_in_windows() -> None:
+    cut = RowOrder(100_000, 1000, 4000, 7, used=20_000)
+    first, second = cut(np.arange(20_000)), cut(np.arange(20_000, 40_000))
+    assert (first == second).mean() < 0.01
+    assert len(np.unique(second[:4000] // 1000)) <= 6

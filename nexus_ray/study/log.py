@@ -1,0 +1,142 @@
+"""The durable record of a study in `<storage>/<name>-study/`, and the one place that writes it.
+
+    study.yaml, base.yaml   the study file and its base run; `nexus-ray tune .../study.yaml` goes on from them alone
+    study.json              fingerprints, to tell an extended study from another one
+    trials.jsonl            events, one a line with a checksum: planned, started, reported, continued, paused, promoted,
+                            stopped, finished, failed, retried, extended
+
+Invariant: an event is on disk before `write` returns; a torn last line is cut off by the next writer; one process
+writes at a time. What became of each trial is `History` over the events.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from nexus_ray.config.faults import report
+from nexus_ray.config.study import StudyConfig, rung_shares
+from nexus_ray.errors import ConfigError, DataError
+from nexus_ray.storage import Storage
+from nexus_ray.study.extend import contradictions
+from nexus_ray.study.history import Event, History
+from nexus_ray.study.load import Study
+from nexus_ray.study.records import Trial, canonical
+from nexus_ray.synthesis.append_log import LogWriter, read_log
+
+NAME = "trials"
+LOST = "trials it speaks of may be run again or judged anew"
+
+
+class StudyLog:
+    """The log of a study, open for writing, as a context manager.
+
+    Entering raises ConfigError if the study there is another one (with what to do), DataError if somebody else is
+    writing, or if the log is damaged.
+    """
+
+    def __init__(self, study: Study, *, clock: Callable[[], float] = time.time) -> None:
+        self._study = study
+        self._clock = clock
+        self._stack = ExitStack()
+        self._writer = LogWriter(study.folder, NAME)
+        self.events: list[Event] = []
+        """What was in the log when it was opened."""
+
+    def __enter__(self) -> StudyLog:
+        folder = self._study.folder
+        self._stack.enter_context(self._writer)
+        try:
+            changed = self._check(folder)
+            self.events = list(read_log(folder, NAME, lost=LOST))
+            if changed is not None:
+                if self.events:
+                    self.write({"event": "extended", "config": _data(self._study.config)})
+                self._describe(folder)
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def write(self, event: Event) -> None:
+        """Add an event; it is safe once this returns."""
+        self._writer.write({**event, "time": round(self._clock(), 3)})
+        self._writer.flush()
+
+    def _check(self, folder: Storage) -> str | None:
+        """The study's fingerprint if its description has to be written, now or again; None if it stands."""
+        own = study_fingerprint(self._study)
+        if not folder.exists("study.json"):
+            return own
+        there = _description(folder)
+        if there["fingerprint"] == own:
+            return None
+        faults = list(
+            contradictions(
+                StudyConfig.model_validate(there["config"]),
+                self._study.config,
+                old_base=there["base_fingerprint"],
+                new_base=self._study.base_fingerprint,
+            )
+        )
+        if faults:
+            raise ConfigError(report(faults, where=f"{folder.uri} holds a study that this file contradicts"))
+        return own
+
+    def _describe(self, folder: Storage) -> None:
+        config = _data(self._study.config)
+        folder.write_text(_yaml(self._study.base), "base.yaml")
+        folder.write_text(_yaml({**config, "base": "base.yaml"}), "study.yaml")
+        description = {
+            "name": self._study.config.name,
+            "fingerprint": study_fingerprint(self._study),
+            "base_fingerprint": self._study.base_fingerprint,
+            "config": config,
+        }
+        folder.write_json(description, "study.json")
+
+
+def study_fingerprint(study: Study) -> str:
+    """12 hex digits that change with every setting that changes what is run or decided."""
+    data = _data(study.config)
+    for path in ("base", "common", "max_concurrent"):
+        del data[path]
+    return hashlib.sha256(canonical([data, study.base_fingerprint]).encode()).hexdigest()[:12]
+
+
+def read_study(folder: Storage) -> tuple[StudyConfig, list[Trial]]:
+    """A study and its trials from its folder, while it runs or afterwards. Raises DataError if there is none."""
+    if not folder.exists("study.json"):
+        raise DataError(f"{folder.uri} holds no study (no study.json); name the folder `<storage>/<name>-study`")
+    config = StudyConfig.model_validate(_description(folder)["config"])
+    history = History(rung_shares(config.stopping), config.seeds)
+    history.apply_all(read_log(folder, NAME, lost=LOST))
+    return config, history.records()
+
+
+def _description(folder: Storage) -> dict[str, Any]:
+    try:
+        return dict(folder.read_json("study.json"))
+    except ValueError:
+        raise DataError(
+            f"{folder.path('study.json')} is no JSON; restore it, or delete it and it is written anew"
+        ) from None
+
+
+def _data(config: StudyConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json")
+
+
+def _yaml(data: dict[str, Any]) -> str:
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
