@@ -141,7 +141,7 @@ def stage_demands(config: RunConfig) -> list[Demand]:
 
 def job_demand(job: SynthesisConfig) -> Demand:
     """What a synthesis job asks of the cluster."""
-    return Demand(job.workers, job.cpus_per_worker, math.ceil(job.workers * job.gpus_per_worker))
+    return Demand(job.workers, job.cpus_per_worker, math.ceil(job.workers * job.worker_gpus))
 
 
 def _join(address: str, added: Mapping[str, str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from nexus_ray.config.tree import DataConfig, DomainConfig, FilesSource, RunConfig, StageConfig, WheelSource
@@ -15,7 +16,9 @@ WORDS = [
 ]
 
 
-def write_wheel(folder: Path, members: dict[str, str], *, package: str = "plays", version: str = "1.0") -> WheelSource:
+def write_wheel(
+    folder: Path, members: Mapping[str, str | bytes], *, package: str = "plays", version: str = "1.0"
+) -> WheelSource:
     """A wheel that pip accepts, in `folder`, and a source that pins it."""
     info = f"{package}-{version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\nLicense: MIT\nAuthor: A. Nonymous\n"

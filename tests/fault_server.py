@@ -2,7 +2,8 @@
 
 What it answers depends on (payload, index) alone, never on time or order. What goes wrong is scripted by `Rule`s and
 a `capacity` beyond which it refuses. `FaultServer` runs in a thread; `python -m tests.fault_server '{"delay_s": 0.2}'`
-runs it as a process of its own that prints its port and ends when its standard input does.
+runs it as a process of its own that prints its port and ends when its standard input does; with a `port` among its
+settings it listens there and stays.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import sys
 import threading
 from collections import Counter
@@ -26,7 +28,8 @@ class Rule:
     """A fault, for the calls with an ordinal in [first, last) whose key falls into `share`, on their first `times`."""
 
     fault: str
-    """A status such as `429`, or hang, truncate, close, not_json, html, empty, two, none, no_usage, surrogate."""
+    """A status such as `429`, or hang, truncate, close, not_json, html, empty, two, none, no_usage, surrogate; `die`
+    prints the call, key and all, and ends the process; `sick` hangs, and makes the server say that it is ill."""
     first: int = 0
     last: int = 10**9
     share: float = 1.0
@@ -92,6 +95,9 @@ class FaultServer:
         self.in_flight = 0
         self.keep_calls = True
         self.port = 0
+        self.key = ""
+        """Demanded of callers, if set."""
+        self.health = 200
         self._attempts: Counter[str] = Counter()
         self._ordinal = 0
         self._ready = threading.Event()
@@ -110,9 +116,10 @@ class FaultServer:
         app = web.Application()
         for path in PATHS:
             app.router.add_post(path, self._serve)
+        app.router.add_get("/health", self._say_health)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
         self.port = self._runner.addresses[0][1]
 
     def __enter__(self) -> FaultServer:
@@ -133,6 +140,9 @@ class FaultServer:
         await self._runner.cleanup()
 
     # --- serving ---------------------------------------------------------------------------------------------
+
+    async def _say_health(self, request: web.Request) -> web.Response:
+        return web.Response(status=self.health)
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         self.in_flight += 1
@@ -162,7 +172,14 @@ class FaultServer:
         if rule and fault.isdigit():
             return web.json_response(rule.body, status=int(fault), headers=rule.headers)
         data = _whole(kind, body, text_for(body, index, self.items))
-        if fault == "hang":
+        if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
+            return web.json_response({}, status=401)
+        if fault == "die":
+            print(f"DiedOfThisError: {dict(request.headers)} {body}", flush=True)
+            os._exit(7)
+        if fault == "sick":
+            self.health = 503
+        if fault in ("hang", "sick"):
             await asyncio.sleep(3600)
         if fault == "close":
             assert request.transport is not None
@@ -226,10 +243,14 @@ async def _truncated(request: web.Request, data: bytes) -> web.StreamResponse:
 
 
 async def _main(settings: dict[str, Any]) -> None:
+    port, key_env = settings.pop("port", 0), settings.pop("key_env", None)
     server = FaultServer(*(Rule(**rule) for rule in settings.pop("rules", [])), **settings)
     server.keep_calls = False
+    server.port, server.key = port, os.environ[key_env] if key_env else ""
     await server.start()
     print(server.port, flush=True)
+    if port:
+        await asyncio.Event().wait()
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 

@@ -7,6 +7,7 @@ faults between fields show in the same report as those inside fields.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -14,6 +15,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from nexus_ray.config.generators import looks_like_key
 from nexus_ray.config.paths import Location, choice, dotted, item_of, keys_at, models_at, nearest, nearest_path
 from nexus_ray.config.source import Data, copy_data
 from nexus_ray.config.tree import RunConfig
@@ -136,7 +138,9 @@ def _singular(location: Location) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in at most 60 letters."""
+    """A value in at most 60 letters; not one that looks like a key, which may have been put into any place."""
+    if any(looks_like_key(word) for word in re.findall(r"[^\s\"'=,:\[\]{}]+", str(value))):
+        return "*** (not shown: it looks like a key)"
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

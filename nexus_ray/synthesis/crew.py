@@ -19,7 +19,7 @@ from nexus_ray.config.generators import BudgetConfig, ThrottleConfig
 from nexus_ray.errors import NexusError
 from nexus_ray.storage import Storage
 from nexus_ray.synthesis.budget import Budget
-from nexus_ray.synthesis.generators.build import AnyGenerator, build_generator, is_remote
+from nexus_ray.synthesis.generators.build import AnyGenerator, asks_gate, build_generator
 from nexus_ray.synthesis.generators.gate import LocalGate, Permit, Settled, Tokens
 from nexus_ray.synthesis.generators.metered import Metered
 from nexus_ray.synthesis.generators.protocol import Generator
@@ -40,7 +40,7 @@ class Doors:
 
     def __init__(self, roles: Mapping[str, AnyGenerator], budget: BudgetConfig, saved: Any) -> None:
         """`roles`: `generator` and, if there is one, `judge`. `saved`: what `state` gave earlier, or None."""
-        models = {config.model for config in roles.values() if is_remote(config)}
+        models = {config.model for config in roles.values() if asks_gate(config)}
         self._budget = Budget(budget, models=models, clock=time.monotonic, saved=saved)
         throttles = {role: getattr(config, "throttle", UNTHROTTLED) for role, config in roles.items()}
         self._gates = {
@@ -116,7 +116,7 @@ class ShardWorker:
         generator = self._generator(config.generator, "generator", holder)
         ask = None
         if config.judge is not None:
-            ask = Asker(self._generator(config.judge, "judge", holder), alone=not is_remote(config.judge))
+            ask = Asker(self._generator(config.judge, "judge", holder), alone=not asks_gate(config.judge))
         return generator, AnswerJudge(self._spec, ask)
 
     def _generator(self, section: AnyGenerator, role: str, holder: str) -> Generator:
@@ -124,9 +124,16 @@ class ShardWorker:
 
         config, doors = self._spec.config, self._doors
         gate = _RemoteDoor(doors, role)
-        gpu = bool(config.gpus_per_worker)
-        built = build_generator(section, gate=gate, holder=holder, threads=config.cpus_per_worker, gpu=gpu)
-        if is_remote(section):
+        gpu = bool(config.worker_gpus)
+        built = build_generator(
+            section,
+            storage=self._spec.storage,
+            gate=gate,
+            holder=holder,
+            threads=config.cpus_per_worker,
+            gpu=gpu,
+        )
+        if asks_gate(section):
             return built
         return Metered(built, lambda settled, wanted: ray.get(doors.exchange.remote(role, settled, wanted, holder)))
 
@@ -179,7 +186,7 @@ def shard_outcomes(spec: JobSpec, shards: Sequence[int], doors: Any) -> Iterator
                     fn_constructor_args=(spec, doors),
                     compute=ray.data.ActorPoolStrategy(size=min(config.workers, len(rows))),
                     num_cpus=config.cpus_per_worker,
-                    num_gpus=config.gpus_per_worker or None,
+                    num_gpus=config.worker_gpus or None,
                 )
                 for row in dataset.iter_rows():
                     arrived.put((int(row["shard"]), pickle.loads(row["outcome"])))

@@ -53,7 +53,7 @@ def synthesize(config: RunConfig, domain: str, *, progress: Say = lambda text: N
     arrived is kept), Interrupted after Ctrl-C.
     """
     documents = prepare_documents(config, needed_domains(config, domain), progress=progress)
-    spec = open_job(config, domain, documents)
+    spec = open_job(config, domain, documents, progress=progress)
     ledger = Ledger(spec.ledger, spec.job, attempts=spec.config.attempts)
     with spec.ledger.lock("locks/driver", 1.0):
         spec.ledger.delete(*STOP_FILE)

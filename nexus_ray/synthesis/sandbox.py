@@ -14,7 +14,6 @@ import os
 import platform
 import secrets
 import subprocess
-import sys
 import tempfile
 import warnings
 from dataclasses import asdict, dataclass
@@ -23,20 +22,11 @@ from typing import Literal
 
 from nexus_ray.config.validators import SandboxConfig
 from nexus_ray.errors import SynthesisError
-from nexus_ray.synthesis.jail import inside, seccomp, view
+from nexus_ray.synthesis.jail import bare_command, inside, seccomp, view
 
 Outcome = Literal["passed", "failed", "timeout", "memory", "killed", "refused"]
 _GRACE_S = 20.0
 """Time for the supervisor to start and to clean up, beyond the program's own."""
-_LOAD = """
-import sys, types
-for name, folder in (("nexus_ray", sys.argv[1]), ("nexus_ray.synthesis", sys.argv[1] + "/synthesis")):
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = [folder]
-from nexus_ray.synthesis.jail.supervise import main
-main()
-"""
-"""Loads the supervisor without the packages above it, which would load pydantic."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +121,9 @@ def require_sandbox(config: SandboxConfig) -> Sandbox:
 
 
 def _supervised(job: inside.Job, folder: str) -> Result:
-    command = [sys.executable, "-I", "-S", "-c", _LOAD, str(Path(__file__).parents[1])]
     try:
         done = subprocess.run(
-            command,
+            bare_command("supervise"),
             input=json.dumps(asdict(job)).encode(),
             capture_output=True,
             env={},

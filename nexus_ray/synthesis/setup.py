@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nexus_ray.config.filters import FiltersConfig
@@ -23,11 +24,11 @@ from nexus_ray.errors import ConfigError
 from nexus_ray.storage import Storage
 from nexus_ray.synthesis.excerpts import DomainDocuments
 from nexus_ray.synthesis.filters.chain import FilterChain, build_chain, combine, references, remembering_chain
-from nexus_ray.synthesis.filters.likelihood import Scorer
 from nexus_ray.synthesis.generators.build import generator_revision
 from nexus_ray.synthesis.items import ItemParser
 from nexus_ray.synthesis.plan import Job, load_plan
 from nexus_ray.synthesis.prompts import PromptPlan, load_recipe
+from nexus_ray.synthesis.references import reference_scorer, with_references
 from nexus_ray.synthesis.rows import Answer, Request, Row, Sampling, Verdict
 from nexus_ray.synthesis.validators.agreement import Settled, settle
 from nexus_ray.synthesis.validators.protocol import Validator, build_validators, first_objection
@@ -59,11 +60,15 @@ class JobSpec:
     domain: str
     config: SynthesisConfig
     recipe: RecipeConfig
+    storage: str
+    """Where shared models lie."""
     ledger: Storage
     job: Job
     corpora: Mapping[str, Corpus]
     unseen: tuple[str, ...]
     """Domains whose held-out text must not occur in rows."""
+    filters: FiltersConfig
+    """Those of the config, with the files of quantiles that they need."""
 
     def prompts(self) -> PromptPlan:
         """The prompts of the recipe. Raises ConfigError if they cannot be made."""
@@ -80,7 +85,7 @@ class JobSpec:
     def chain(self) -> FilterChain:
         """The filters, with the held-out text they look for."""
         held_out = ((f"{name}/{id}", text) for name in self.unseen for id, text in self.corpora[name].texts("held_out"))
-        return build_chain(self.config.filters, held_out=held_out, scorer=_scorer(self.config.filters))
+        return build_chain(self.filters, held_out=held_out, scorer=reference_scorer(self.filters))
 
 
 def ledger_folder(config: RunConfig, domain: str) -> Storage:
@@ -101,7 +106,13 @@ def needed_domains(config: RunConfig, domain: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*named, *([job.anchor] if job.anchor else []), *_unseen(config, domain)]))
 
 
-def open_job(config: RunConfig, domain: str, documents: Mapping[str, DocumentManifest]) -> JobSpec:
+def open_job(
+    config: RunConfig,
+    domain: str,
+    documents: Mapping[str, DocumentManifest],
+    *,
+    progress: Callable[[str], None] = lambda text: None,
+) -> JobSpec:
     """A job of a resolved config; `documents` are those of `needed_domains`.
 
     Raises ConfigError if recipe, generator or documents cannot be used, SynthesisError or DataError for what it reads.
@@ -114,20 +125,33 @@ def open_job(config: RunConfig, domain: str, documents: Mapping[str, DocumentMan
     unseen = _unseen(config, domain)
     folder = ledger_folder(config, domain)
     against = _against(folder, section)
+    revision = partial(generator_revision, storage=config.storage, gpu=bool(section.worker_gpus), progress=progress)
+    filters = _filters(config, section, corpora)
     job = Job(
         domain,
-        generator_revision(section.generator, gpu=bool(section.gpus_per_worker)),
+        revision(section.generator),
         {"prompts": _prompts(recipe, corpora).fingerprint, "num_candidates": section.num_candidates},
         {
             "filters": section.filters.model_dump(mode="json"),
-            "references": references(section.filters),
+            "references": references(filters),
             "validators": [one.model_dump(mode="json") for one in section.validators],
-            "judge": None if section.judge is None else generator_revision(section.judge),
+            "judge": None if section.judge is None else revision(section.judge),
             "unseen": {name: corpora[name].fingerprint for name in unseen},
             "against": against,
         },
     )
-    return JobSpec(domain, section, recipe, folder, job, corpora, unseen)
+    return JobSpec(domain, section, recipe, config.storage, folder, job, corpora, unseen, filters)
+
+
+def _filters(config: RunConfig, section: SynthesisConfig, corpora: Mapping[str, Corpus]) -> FiltersConfig:
+    corpus = corpora[section.anchor] if section.anchor is not None else None
+    return with_references(
+        section.filters,
+        anchor=section.anchor,
+        texts=(lambda: corpus.texts("train")) if corpus is not None else (lambda: ()),
+        fingerprint=corpus.fingerprint if corpus is not None else "",
+        shared=Storage(config.storage).child("_shared", "anchors"),
+    )
 
 
 def _section(config: RunConfig, domain: str) -> SynthesisConfig:
@@ -163,15 +187,6 @@ def _against(folder: Storage, section: SynthesisConfig) -> list[list[Any]]:
             known[name] = [len(manifest.entries), manifest.fingerprint]
         found.append([name, *known[name]])
     return found
-
-
-def _scorer(filters: FiltersConfig) -> Scorer | None:
-    """The reference model, if perplexity is looked at and a model is named."""
-    if filters.perplexity is None or filters.perplexity.model is None:
-        return None
-    from nexus_ray.synthesis.scorer import model_scorer
-
-    return model_scorer(filters.perplexity)
 
 
 # --- what becomes of an answer -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from nexus_ray.config.generators import RemoteGenerator
@@ -45,7 +45,7 @@ class Endpoint(Protocol):
 
 @dataclass(eq=False)
 class _Job:
-    request: Request
+    request: Request = field(repr=False)
     id: str
     bound: Tokens
     retries: int = 0

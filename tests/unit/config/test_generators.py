@@ -21,11 +21,12 @@ SECRETS = (
 
 def test_kinds() -> None:
     kinds = {
-        kind: ADAPTER.validate_python({"kind": kind, "model": "m"}) for kind in ("openai", "anthropic", "local", "vllm")
+        kind: ADAPTER.validate_python({"kind": kind, "model": "m"})
+        for kind in ("openai", "anthropic", "local", "served")
     }
     assert {name: section.kind for name, section in kinds.items()} == {name: name for name in kinds}
     assert kinds["openai"].api_key_env is None and kinds["anthropic"].api_key_env == "ANTHROPIC_API_KEY"
-    assert kinds["local"].batch_size == 32 and kinds["local"].gguf is None
+    assert kinds["local"].batch_size == 32 and kinds["served"].server == "vllm"
 
 
 @pytest.mark.parametrize("secret", SECRETS)

@@ -19,7 +19,7 @@ import pytest
 
 from nexus_ray.config.validators import SandboxConfig
 from nexus_ray.errors import SynthesisError
-from nexus_ray.synthesis import sandbox
+from nexus_ray.synthesis import jail, sandbox
 from nexus_ray.synthesis.jail import seccomp, view
 from nexus_ray.synthesis.sandbox import Result, Sandbox, probe, require_sandbox
 
@@ -41,11 +41,10 @@ class AsNobody:
 
     def __call__(self, program: str, tests: str = "", config: SandboxConfig = CONFIG) -> Result:
         job = replace(Sandbox(config)._job(program, tests), python="", visible=[])
-        load = sandbox._LOAD.replace("main()\n", "").replace(
-            "from nexus_ray.synthesis.jail.supervise import main",
+        load = jail._LOAD.rpartition("importlib.import_module")[0] + (
             "import io, json\nfrom nexus_ray.synthesis.jail import supervise, view\njob = json.load(sys.stdin)\n"
             "job.update(python=view.interpreter(), visible=view.visible_paths())\n"
-            "sys.stdin = io.StringIO(json.dumps(job))\nsupervise.main()\n",
+            "sys.stdin = io.StringIO(json.dumps(job))\nsupervise.main()\n"
         )
         done = subprocess.run(
             [SYSTEM_PYTHON, "-I", "-S", "-c", load, str(self.folder / "nexus_ray")],
