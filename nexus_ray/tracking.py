@@ -16,10 +16,10 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
-from nexus_ray.config.tree import RunConfig
+from nexus_ray.config.tree import RunConfig, WandbConfig
 from nexus_ray.storage import Storage
 
 _LOG = logging.getLogger(__name__)
@@ -63,8 +63,13 @@ def redact_text(text: str) -> str:
 
 def public_config(config: RunConfig) -> dict[str, Any]:
     """The configuration by dotted path, without secrets."""
+    return public_values(config.model_dump(mode="json"))
+
+
+def public_values(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping by dotted path, without secrets."""
     out: dict[str, Any] = {}
-    for path, value in flatten(config.model_dump(mode="json")).items():
+    for path, value in flatten(tree).items():
         if value is not None and _SECRET_KEY.search(path):
             value = _HIDDEN
         out[path] = json.loads(redact_text(json.dumps(value, ensure_ascii=False)))
@@ -99,22 +104,13 @@ class StageTracker:
         self._tracker._log(metrics)
 
 
-class Tracker:
-    """Mirror of one run, used by the roadmap driver alone (never by workers).
+class Mirror:
+    """One W&B run at a time, in one group; whatever goes wrong ends the mirror with one warning, never the work."""
 
-        tracker = Tracker(config, run_dir)
-        with tracker.stage("stories", 1) as stage:
-            stage.log({"tokens": 8192, "train/loss": 3.2})
-        tracker.finish(scores)
-
-    No method raises. A stage's W&B run stays open after its block, so that `finish` can add the scores to the last one.
-    """
-
-    def __init__(self, config: RunConfig, run_dir: Storage | str | Path) -> None:
-        self._config = config
-        self._settings = config.tracking.wandb
+    def __init__(self, settings: WandbConfig, folder: Storage | str | Path, *, group: str, stats: bool = False) -> None:
+        self._settings, self._group, self._stats = settings, group, stats
         self._mode: str = self._settings.mode
-        self._storage = run_dir if isinstance(run_dir, Storage) else Storage(str(run_dir))
+        self._storage = folder if isinstance(folder, Storage) else Storage(str(folder))
         self._wandb: Any = None
         self._run: Any = None
         self._folder: Path | None = None
@@ -125,31 +121,6 @@ class Tracker:
     def active(self) -> bool:
         """Whether anything is still being sent or written."""
         return self._mode != "disabled"
-
-    @contextmanager
-    def stage(self, name: str, index: int) -> Iterator[StageTracker]:
-        """The W&B run of one stage: a new one, or the same again after an interruption."""
-        self._close()
-        self._open(name, index)
-        try:
-            yield StageTracker(self)
-        except BaseException:
-            self._close(exit_code=1)
-            raise
-
-    def finish(self, scores: Mapping[str, Any] | None = None, report: str | Path | None = None) -> None:
-        """Add the score matrix (the content of `scores.json`) and, if given, the report page; end the last W&B run."""
-        if self._run is not None:
-            if scores:
-                self._quietly(lambda: self._log_scores(scores), "log the scores")
-            if report is not None and Path(report).is_file():
-                self._quietly(lambda: self._log_report(Path(report)), "store the report")
-        self._close()
-        if self._folder is not None and not self._storage.is_local:
-            folder = self._folder
-            self._quietly(lambda: self._storage.upload(folder / "wandb", "wandb"), "copy its files to the storage")
-
-    # --- inside ------------------------------------------------------------------------------------------------
 
     def _quietly(self, action: Any, what: str) -> bool:
         """Do something with wandb; whatever goes wrong there ends the mirror, never the run."""
@@ -199,7 +170,8 @@ class Tracker:
             self._storage.write_json({"identity": self._identity}, "wandb", "identity.json")
         self._wandb, self._folder = wandb, folder
 
-    def _open(self, name: str, index: int) -> None:
+    def _open(self, label: str, **described: Any) -> None:
+        """Start the W&B run `label`, described by `job_type`, `name` and `config`."""
         if self._mode == "online" and not has_login():
             self._warn(
                 "tracking.wandb.mode=online, but there is no W&B login (WANDB_API_KEY, or `wandb login`); "
@@ -209,7 +181,7 @@ class Tracker:
         if not self.active or not self._quietly(self._prepare, "be prepared"):
             return
         try:
-            self._run = self._init(name, index)
+            self._run = self._init(label, **described)
         except Exception as error:  # wandb raises many kinds, none of which may reach training
             if self._mode != "online":
                 self._give_up(f"could not start a W&B run: {_reason(error)}")
@@ -220,24 +192,21 @@ class Tracker:
             )
             self._mode = "offline"
             if self._quietly(lambda: self._wandb.teardown(exit_code=1), "let go of a failed start"):
-                self._open(name, index)  # the service had kept the id
+                self._open(label, **described)  # the service had kept the id
 
-    def _init(self, name: str, index: int) -> Any:
-        """A W&B run; its id depends on the run folder and the stage alone."""
-        label = re.sub(r"[^A-Za-z0-9_-]", "-", name)[:40]
+    def _init(self, label: str, **described: Any) -> Any:
+        """A W&B run; its id depends on the folder and the label alone."""
         run = self._wandb.init(
             project=self._settings.project,
             entity=self._settings.entity,
-            group=self._config.name,
-            job_type="stage",
-            name=f"{self._config.name}/{index:02d}-{name}",
-            id=f"{self._identity}-{index:02d}-{label}",
+            group=self._group,
+            id=f"{self._identity}-{label}",
             resume="allow" if self._mode == "online" else None,
             dir=str(self._folder),
             mode=self._mode,
             reinit="finish_previous",
-            config={**public_config(self._config), "stage": name, "stage_index": index},
             settings=self._client_settings(),
+            **described,
         )
         run.define_metric("tokens", hidden=True)
         run.define_metric("*", step_metric="tokens")
@@ -257,7 +226,7 @@ class Tracker:
             "disable_git": True,
             "disable_code": True,
             "x_disable_meta": True,  # would record the command line, which may hold secrets
-            "x_disable_stats": not self._config.cluster.use_gpu,
+            "x_disable_stats": not self._stats,
             "x_graphql_retry_max": 3,
             "x_file_stream_retry_max": 10,
             "x_file_transfer_retry_max": 5,
@@ -281,18 +250,66 @@ class Tracker:
         summary["backward_transfer"] = scores.get("backward_transfer")
         self._run.summary.update({key: value for key, value in summary.items() if value is not None})
 
-    def _log_report(self, page: Path) -> None:
-        artifact = self._wandb.Artifact(f"report-{self._identity}", type="report")
+    def _log_report(self, page: Path, name: str) -> None:
+        artifact = self._wandb.Artifact(name, type="report")
         artifact.add_file(str(page))
         self._run.log_artifact(artifact)
+
+    def _copy_out(self) -> None:
+        """Put the files beside a record in an object store, as they would be in a local one."""
+        if self._folder is not None and not self._storage.is_local:
+            folder = self._folder
+            self._quietly(lambda: self._storage.upload(folder / "wandb", "wandb"), "copy its files to the storage")
 
     def _close(self, *, exit_code: int = 0) -> None:
         run, self._run = self._run, None
         if run is not None:
             self._quietly(lambda: run.finish(exit_code=exit_code), "end a W&B run")
 
-    def __enter__(self) -> Tracker:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._close(exit_code=int(error is not None))
+
+
+class Tracker(Mirror):
+    """Mirror of one run, used by the roadmap driver alone (never by workers).
+
+        tracker = Tracker(config, run_dir)
+        with tracker.stage("stories", 1) as stage:
+            stage.log({"tokens": 8192, "train/loss": 3.2})
+        tracker.finish(scores)
+
+    No method raises. A stage's W&B run stays open after its block, so that `finish` can add the scores to the last one.
+    """
+
+    def __init__(self, config: RunConfig, run_dir: Storage | str | Path) -> None:
+        super().__init__(config.tracking.wandb, run_dir, group=config.name, stats=config.cluster.use_gpu)
+        self._config = config
+
+    @contextmanager
+    def stage(self, name: str, index: int) -> Iterator[StageTracker]:
+        """The W&B run of one stage: a new one, or the same again after an interruption."""
+        self._close()
+        self._open(
+            f"{index:02d}-{re.sub(r'[^A-Za-z0-9_-]', '-', name)[:40]}",
+            job_type="stage",
+            name=f"{self._group}/{index:02d}-{name}",
+            config={**public_config(self._config), "stage": name, "stage_index": index},
+        )
+        try:
+            yield StageTracker(self)
+        except BaseException:
+            self._close(exit_code=1)
+            raise
+
+    def finish(self, scores: Mapping[str, Any] | None = None, report: str | Path | None = None) -> None:
+        """Add the score matrix (the content of `scores.json`) and, if given, the report page; end the last W&B run."""
+        if self._run is not None:
+            if scores:
+                self._quietly(lambda: self._log_scores(scores), "log the scores")
+            if report is not None and Path(report).is_file():
+                self._quietly(lambda: self._log_report(Path(report), f"report-{self._identity}"), "store the report")
+        self._close()
+        self._copy_out()

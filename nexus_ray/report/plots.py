@@ -34,6 +34,8 @@ class Series:
     """`line` or `faint` (behind the others)."""
     marks: Sequence[tuple[float, float]] = ()
     """Points that are marked with a dot."""
+    quiet: bool = False
+    """Leave it out of the legend and the tooltip."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Point:
-    """One mark of a scatter plot, with an optional interval along x."""
+    """One mark of a scatter plot, with optional intervals along x and y."""
 
     label: str
     x: float
@@ -68,6 +70,8 @@ class Point:
     colour: int = 0
     x_interval: tuple[float, float] | None = None
     tip: str = ""
+    y_interval: tuple[float, float] | None = None
+    hollow: bool = False
 
 
 @dataclass(frozen=True)
@@ -230,7 +234,7 @@ def colour_class(colour: int) -> str:
 def line_chart(chart: Chart) -> Markup:
     """The chart as a `<figure>`; a line saying so if there is nothing to draw."""
     drawn = [(series, *downsample(series.x, series.y)) for series in chart.series]
-    drawn = [item for item in drawn if item[1]]
+    drawn = sorted((item for item in drawn if item[1]), key=lambda item: item[0].quiet)
     if not drawn:
         return _EMPTY.format(chart.title)
     every_x = [x for _, xs, _ in drawn for x in xs] + [edge for span in chart.spans for edge in (span.start, span.end)]
@@ -252,9 +256,10 @@ def line_chart(chart: Chart) -> Markup:
         "series": [
             {"label": series.label, "colour": colour_class(series.colour), "x": _figures(xs, 9), "y": _figures(ys, 5)}
             for series, xs, ys in drawn
+            if not series.quiet
         ],
     }
-    return _figure(chart, body, [series for series, _, _ in drawn], data)
+    return _figure(chart, body, [series for series, _, _ in drawn if not series.quiet], data)
 
 
 def _figures(values: Sequence[float], digits: int) -> list[float | None]:
@@ -287,33 +292,48 @@ def scatter(
     note: str = "",
     width: int = 940,
     height: int = 340,
+    line: Sequence[tuple[float, float]] = (),
+    bound: float | None = None,
 ) -> Markup:
-    """Labelled points with intervals along x, as a `<figure>`."""
+    """Labelled points with intervals, as a `<figure>`. `line` joins points; `bound` is marked on the x axis."""
     points = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
     if not points:
         return _EMPTY.format(title)
     every_x = [x for point in points for x in (point.x, *(point.x_interval or ()))] + [0.0]
-    (x0, x1), (y0, y1) = _bounds(every_x, pad=0.1), _bounds([point.y for point in points], pad=0.15)
+    every_y = [y for point in points for y in (point.y, *(point.y_interval or ()))]
+    (x0, x1), (y0, y1) = _bounds([*every_x, *([] if bound is None else [bound])], pad=0.1), _bounds(every_y, pad=0.15)
     scale = _Scale(x0, x1, y0, y1, width, height, ticks(y0, y1, 5))
     body = _axes(scale, ticks(x0, x1, 6), grid_x=True)
     zero = scale.x(0.0)
     body.append(f'<line class="border" x1="{zero:.1f}" x2="{zero:.1f}" y1="{_TOP}" y2="{height - _BOTTOM}"/>')
+    if bound is not None:
+        at = scale.x(bound)
+        body.append(f'<line class="border" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{height - _BOTTOM}"/>')
+        body.append(f'<text class="stage" x="{at:.1f}" y="{_TOP - 7}" text-anchor="middle">bound {short(bound)}</text>')
+    if line:
+        body.append(f'<path class="joined" d="{_path(scale, *zip(*line, strict=True))}"/>')
     for point in points:
         body += _mark(scale, point, toward_left=scale.x(point.x) > width * 0.7)
     return Markup(
         '<figure class="chart scatter"><figcaption><b>{}</b> <span>{}</span></figcaption>'
-        '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
+        '<svg viewBox="0 0 {} {}" role="group" aria-label="{}">{}</svg>'
         '<p class="axis">across: {} &nbsp;·&nbsp; up: {}</p></figure>'
     ).format(title, note, width, height, title, Markup("".join(body)), x_label, y_label)
 
 
 def _mark(scale: _Scale, point: Point, *, toward_left: bool) -> list[str]:
     x, y, out = scale.x(point.x), scale.y(point.y), []
-    out.append(f'<g class="series {colour_class(point.colour)}" tabindex="0" data-tip="{escape(point.tip)}">')
+    said = escape(point.tip or point.label)
+    out.append(
+        f'<g class="series {colour_class(point.colour)}" tabindex="0" role="img" aria-label="{said}" data-tip="{said}">'
+    )
     if point.x_interval:
         low, high = (scale.x(edge) for edge in point.x_interval)
         out.append(f'<path class="whisker" d="M{low:.1f} {y:.1f}L{high:.1f} {y:.1f}"/>')
-    out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6"/>')
+    if point.y_interval:
+        low, high = (scale.y(edge) for edge in point.y_interval)
+        out.append(f'<path class="whisker" d="M{x:.1f} {low:.1f}L{x:.1f} {high:.1f}"/>')
+    out.append(f'<circle{" class=hollow" if point.hollow else ""} cx="{x:.1f}" cy="{y:.1f}" r="6"/>')
     side, anchor = (-10, "end") if toward_left else (10, "start")
     out.append(f'<text x="{x + side:.1f}" y="{y - 7:.1f}" text-anchor="{anchor}">{escape(point.label)}</text></g>')
     return out

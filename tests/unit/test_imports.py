@@ -22,6 +22,7 @@ ORDER = (
     ("evaluate",),
     ("progress", "tracking", "record"),
     ("study",),
+    ("tracking_study",),
     ("roadmap",),
     ("tune",),
     ("report",),

@@ -13,15 +13,16 @@
   }
   const hide = () => { tip.hidden = true; };
 
+  function beside(item) {
+    const box = item.getBoundingClientRect();
+    tip.textContent = item.dataset.tip;
+    place({ clientX: box.left, clientY: Math.min(box.bottom, innerHeight) - 10 });
+  }
+
   for (const item of document.querySelectorAll("[data-tip]")) {
-    const show = () => { tip.textContent = item.dataset.tip; };
-    item.addEventListener("pointermove", event => { show(); place(event); });
+    item.addEventListener("pointermove", event => { tip.textContent = item.dataset.tip; place(event); });
     item.addEventListener("pointerleave", hide);
-    item.addEventListener("focus", () => {
-      const box = item.getBoundingClientRect();
-      show();
-      place({ clientX: box.left, clientY: box.bottom - 10 });
-    });
+    item.addEventListener("focus", () => beside(item));
     item.addEventListener("blur", hide);
   }
 
@@ -109,5 +110,8 @@
   }
 
   document.querySelectorAll("figure.chart").forEach(chart);
-  addEventListener("scroll", hide, { passive: true });
+  addEventListener("scroll", () => {  // reaching a mark by keyboard scrolls to it, and its tip stays
+    const item = document.activeElement;
+    if (item?.matches("[data-tip]:focus-visible")) beside(item); else hide();
+  }, { passive: true });
 })();

@@ -1,0 +1,113 @@
+"""The W&B mirror of a study, read back from its offline files with W&B's own messages."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+
+import pytest
+
+from nexus_ray.config.tree import WandbConfig
+from nexus_ray.storage import Storage
+from nexus_ray.study.records import Point, Trial
+from nexus_ray.tracking_study import StudyTracker
+from tests.study_views import study_trials
+from tests.wandb_reader import OfflineRun, read_run
+
+CONFIG = {"continual": {"replay_ratio": 0.05, "lora": {"dora": False}}, "storage": "s3://KEY:hunter2@bucket/runs"}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No login, and an address nobody listens on: anything that wanted the network would fail."""
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+
+
+def _record(folder: Path) -> Storage:
+    """A finished run's record, as far as the mirror reads it."""
+    checkpoint = folder / "stages" / "00-french" / "checkpoints" / "step-00000500-abc"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "MANIFEST.json").write_text(
+        json.dumps({"info": {"step": 500, "probe_loss": 2.5, "parameters": [["w"]]}, "files": {"a": "b"}})
+    )
+    data = {"french": {"train": "9c05", "documents": 9506, "source": "https://me:hunter2@host/x"}}
+    stages = [{"name": "french", "index": 0, "tokens": 1000}]
+    run = {"name": "r", "fingerprint": "7bc9", "commit": "089", "data": data, "stages": stages, "outcome": "done"}
+    scores = {"domains": ["french"], "stages": ["base", "french"], "bits_per_byte": [[4.4], [1.9]]}
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "scores.json").write_text(json.dumps({**scores, "forgetting": {"max": 0.5, "mean": 0.5}}))
+    (folder / "report.html").write_text("<p>report</p>")
+    return Storage(str(folder))
+
+
+def _read(folder: Path) -> dict[str, OfflineRun]:
+    """All ended runs by name; the service writes the last records a moment after the client has left."""
+    deadline = time.monotonic() + 120
+    while True:
+        runs = [read_run(file) for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))]
+        if all(run.ended for run in runs):
+            return {run.name: run for run in runs}
+        assert time.monotonic() < deadline, "W&B's service never finished writing"
+        time.sleep(0.2)
+
+
+def test_a_study_is_one_group_with_everything_in_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trials = [study_trials((0,))[0], Trial(Point({"continual.replay_ratio": 0.9}), 1, "failed", reason="no memory")]
+    (page := tmp_path / "study.html").write_text("<p>study</p>")
+    record = _record(tmp_path / "run")
+    tracker = StudyTracker(WandbConfig(mode="offline"), tmp_path / "study", name="sweep")
+    tracker.trial(trials[0], config=CONFIG, run_dir=record)
+    tracker.trial(trials[1], config=CONFIG)
+    tracker.finish(trials, page)
+    again = StudyTracker(WandbConfig(mode="offline"), tmp_path / "study", name="sweep")  # a resumed driver
+    again.trial(trials[0], config=CONFIG, run_dir=record)
+    assert caplog.records == [] and tracker.active
+
+    runs = _read(tmp_path / "study")
+    assert len(list((tmp_path / "study").glob("wandb/offline-run-*"))) == 3
+    assert {(run.group, run.job_type) for run in runs.values()} == {("sweep", "trial"), ("sweep", "study")}
+    done = runs[f"sweep/{trials[0].id}"]
+    assert done.config["continual.replay_ratio"] == 0.05 and done.config["continual.lora.dora"] is False
+    assert done.config["knobs"] == dict(trials[0].point.params) and "hunter2" not in json.dumps(done.config)
+    assert [row["tokens"] for row in done.history if "objectives/new" in row] == [250_000, 500_000, 1_000_000]
+    final = trials[0].final
+    assert final is not None and done.summary["new"] == final.new and done.summary["status"] == "finished"
+    assert done.summary["scores/bits_per_byte.nrows"] == 2 and done.summary["forgetting/max"] == 0.5
+    kinds = {kind for kind, _ in done.artifacts.values()}
+    assert {"dataset", "model", "report"} <= kinds and "hunter2" not in json.dumps(done.artifacts)
+    model = next(facts for kind, facts in done.artifacts.values() if kind == "model")
+    assert model["inputs"] == ["data-french-9c05"] and "data-french-9c05" in done.artifacts
+    assert model["checkpoint.name"] == "step-00000500-abc" and model["checkpoint.probe_loss"] == 2.5
+    assert "checkpoint.parameters" not in model
+    failed = runs[f"sweep/{trials[1].id}"]
+    assert failed.summary["status"] == "failed" and failed.summary["reason"] == "no memory" and not failed.artifacts
+    summary = runs["sweep/summary"]
+    assert summary.summary["trials.nrows"] == 2 and summary.summary["trials.ncols"] == 10
+    assert "report" in {kind for kind, _ in summary.artifacts.values()}
+
+
+@pytest.mark.parametrize("mode", ["online", "disabled"])
+def test_unreachable_or_off_never_stops_a_study(mode: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trials = study_trials((0,))[:1]
+    tracker = StudyTracker(WandbConfig(mode=mode), tmp_path / "study", name="sweep")  # type: ignore[arg-type]
+    with caplog.at_level(logging.WARNING):
+        tracker.trial(trials[0], config=CONFIG, run_dir=Storage(str(tmp_path / "nothing")))
+        tracker.finish(trials, tmp_path / "missing.html")
+    assert len(caplog.records) == (mode == "online")
+    assert (tmp_path / "study").exists() == (mode == "online")
+
+
+def test_a_torn_run_record_ends_the_mirror_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "scores.json").write_text("{torn")
+    tracker = StudyTracker(WandbConfig(mode="offline"), tmp_path / "study", name="sweep")
+    for trial in study_trials((0,))[:2]:
+        tracker.trial(trial, config=CONFIG, run_dir=Storage(str(tmp_path / "run")))
+    tracker.finish([])
+    assert not tracker.active and len(caplog.records) == 1 and "W&B is off" in caplog.text
+    assert not (tmp_path / "study" / "wandb" / "written").exists()
