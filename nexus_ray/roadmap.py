@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from nexus_ray.config import RunConfig, detect_hardware, fingerprint, parse_config, resolve, stage_config, to_yaml
@@ -26,9 +27,11 @@ from nexus_ray.evaluate.transfer import score_document, stage_forgetting
 from nexus_ray.models.local import with_local_model
 from nexus_ray.progress import Progress
 from nexus_ray.record import MetricsTail, RunRecordWriter
+from nexus_ray.steer import Steering
 from nexus_ray.storage import Storage
 from nexus_ray.stream.curriculum import stage_segments
-from nexus_ray.stream.plan import Plan, parse_plan
+from nexus_ray.stream.plan import Plan
+from nexus_ray.stream.plan_file import PlanFile
 from nexus_ray.stream.rows import StageStream
 from nexus_ray.tracking import Tracker
 from nexus_ray.train.launch import fit
@@ -90,7 +93,6 @@ class _Roadmap:
         self.config = with_local_model(config, progress=progress.message)
         self.fingerprint = fingerprint(config)
         self.folder = Storage(config.storage).child(config.name)
-        self.plan = Plan(config.seed, config.training.seq_len, config.data.shuffle_window_rows)
         self.results: list[dict[str, Any]] = []
         self.scores: list[dict[str, DomainScore]] = []
         self.document: dict[str, Any] | None = None
@@ -154,7 +156,7 @@ class _Roadmap:
     def run(self) -> RunOutcome:
         self.progress.message(f"run {self.config.name} ({self.fingerprint}) in {self.folder.uri}")
         self.data = self._prepare()
-        self._read_plan()
+        self.plan = PlanFile(self.folder, self.config)
         self._check_model()
         self.writer.data(self.data)
         self._base()
@@ -186,15 +188,6 @@ class _Roadmap:
             f"domain {domain.name!r}: its held-out shards at {domain.held_out.root} are not those that this run's "
             f"scores are of (fingerprint {domain.held_out.fingerprint} instead of {known}); restore them, or start "
             f"under another name"
-        )
-
-    def _read_plan(self) -> None:
-        lines = self.folder.read_text("plan.jsonl").splitlines() if self.folder.exists("plan.jsonl") else []
-        self.plan = parse_plan(
-            lines,
-            seed=self.config.seed,
-            seq_len=self.config.training.seq_len,
-            shuffle_window_rows=self.config.data.shuffle_window_rows,
         )
 
     def _check_model(self) -> None:
@@ -230,7 +223,7 @@ class _Roadmap:
         config = stage_config(self.config, index)
         name = self.config.stages[index].name
         folder = self._stage_folder(index)
-        attempt = self._attempts(index)
+        attempt = self.plan.attempts(index)
         if folder.exists("stage.json"):
             result = folder.read_json("stage.json")
             self.progress.message(f"stage {name}: finished before, skipped")
@@ -241,7 +234,7 @@ class _Roadmap:
             verdict = self._gate(config, index, result)
             if verdict == "retry":
                 self.scores.pop()
-                attempt = self._attempts(index) + 1
+                attempt = self.plan.attempts(index) + 1
                 self._set_aside(folder, attempt - 1)
                 result = self._train(config, index, attempt, folder)
                 continue
@@ -256,10 +249,6 @@ class _Roadmap:
                 f"training.learning_rate, set continual.on_forgetting: retry or warn, or allow more"
             )
 
-    def _attempts(self, index: int) -> int:
-        """The number of the stage's newest planned attempt (0 for the first)."""
-        return max((s.attempt for s in self.plan.segments if s.stage_index == index), default=0)
-
     def _set_aside(self, folder: Storage, attempt: int) -> None:
         """Keep what a rejected attempt left, next to its stage."""
         kept = self.folder.child("stages", f"{folder.name}.attempt{attempt}")
@@ -272,7 +261,10 @@ class _Roadmap:
     def _train(self, config: RunConfig, index: int, attempt: int, folder: Storage) -> dict[str, Any]:
         name = config.stages[index].name
         config = self._with_more_replay(config, attempt)
-        stream = self._stream(config, index, attempt)
+        manifests = {domain: prepared.train for domain, prepared in self.data.domains.items()}
+        say = self.progress.message
+        steering = Steering.of(config, index, attempt, manifests=manifests, plan=self.plan, scores=self.scores, say=say)
+        stream = self.plan.stream(config, index, attempt, manifests)
         job = self._job(config, name, index, attempt, folder, stream=stream, history=self._history(index))
         self._say_plan(config, index, stream)
         if config.continual.keep.interpolate:
@@ -283,7 +275,7 @@ class _Roadmap:
             MetricsTail(self.folder, index, attempt, (self.progress.update, track.log)),
         ):
             self.progress.stage(name, stream.steps)
-            result = fit(job, on_signal=self._say_stopping)
+            result = steering.train(job, partial(fit, on_signal=self._say_stopping))
         result = {
             "name": name,
             "index": index,
@@ -291,7 +283,7 @@ class _Roadmap:
             "attempt": attempt,
             "tokens": result["steps"] * config.training.global_batch_tokens,
             "seconds": round(time.time() - began, 2),
-            "replay_fraction": stream.replayed_share(result["steps"]),
+            "replay_fraction": self.plan.stream(config, index, attempt, manifests).replayed_share(result["steps"]),
             **result,
             "model": folder.child("model").uri,
         }
@@ -310,30 +302,6 @@ class _Roadmap:
         more = max(ratio, min(Fraction(1, 2), max(ratio, Fraction(1, 100)) * 2**attempt))
         continual = config.continual.model_copy(update={"replay_ratio": float(more)})
         return config.model_copy(update={"continual": continual})
-
-    def _stream(self, config: RunConfig, index: int, attempt: int) -> StageStream:
-        """The stage's part of the plan, appended to `plan.jsonl` before it is used."""
-        manifests = {name: domain.train for name, domain in self.data.domains.items()}
-        planned = [s for s in self.plan.segments if (s.stage_index, s.attempt) == (index, attempt)]
-        if not planned:
-            segments = stage_segments(config, index, manifests, start_row=self.plan.rows, attempt=attempt)
-            self.plan = self.plan.append(segments)
-            for segment in segments:
-                self.folder.append_line(segment.to_line(), "plan.jsonl")
-            planned = segments
-        pinned = {}
-        for segment in planned:
-            for name, source in segment.manifests.items():
-                pinned[name] = manifests[name].prefix(source.shards)
-                if pinned[name].fingerprint != source.fingerprint:
-                    raise DataError(
-                        f"domain {name!r}: its training shards at {manifests[name].root} are not those that "
-                        f"plan.jsonl names (fingerprint {pinned[name].fingerprint} instead of {source.fingerprint}); "
-                        f"restore them, or start under another name"
-                    )
-        first, stop = self.plan.stage_rows(index, attempt)
-        rows = config.training.rows_per_step
-        return StageStream(self.plan, pinned, first, rows, (stop - first) // rows)
 
     def _history(self, index: int) -> tuple[Earlier, ...]:
         """The stages before, which this one builds on."""
@@ -419,7 +387,9 @@ class _Roadmap:
         if limit is None:
             return "pass"
         over = {name: value for name, value in result["forgetting"].items() if value > limit}
-        action = config.continual.on_forgetting if over else "pass"
+        action: str = config.continual.on_forgetting if over else "pass"
+        if action == "control":  # the budget is spent, and the next stage pays back what this one lost too much
+            action = "warn"
         can_retry = result["attempt"] < config.continual.max_retries and index > 0
         if action == "retry" and not can_retry:
             action = "stop"

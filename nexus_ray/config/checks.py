@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from nexus_ray.config.control_checks import control_can_work, control_has_work
 from nexus_ray.config.faults import Check, Fault
 from nexus_ray.config.paths import choice, nearest_path, setting_paths
 from nexus_ray.config.tree import FIXED_ACROSS_STAGES, OVERRIDABLE, RunConfig, StdlibSource, SynthesisSource
@@ -311,8 +312,10 @@ RUN_CHECKS: tuple[Check, ...] = (
     _sequence_fits_model,
     _model_sources_agree,
     _methods_agree,
+    control_can_work,
+    control_has_work,
 )
 """Checked once per run."""
 
-STAGE_CHECKS: tuple[Check, ...] = (_domains_exist, _model_sources_agree, _methods_agree)
+STAGE_CHECKS: tuple[Check, ...] = (_domains_exist, _model_sources_agree, _methods_agree, control_can_work)
 """Checked again with each stage's overrides applied."""

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from nexus_ray.config.control import ControlConfig
 from nexus_ray.config.domains import *  # noqa: F403
 from nexus_ray.config.domains import DomainConfig
 from nexus_ray.config.methods import ExpansionConfig, KeepConfig, LoraConfig, OsftConfig, Section
@@ -70,8 +71,10 @@ class ContinualConfig(Section):
     keep: KeepConfig = Field(default_factory=KeepConfig)
     max_forgetting: float | None = Field(None, ge=0.0)
     """Gate: most bits per byte that any earlier domain or anchor may lose in a stage, against its best score so far."""
-    on_forgetting: Literal["warn", "stop", "retry"] = "stop"
-    """What the gate does: only warn, stop the roadmap, or repeat the stage with more replay."""
+    on_forgetting: Literal["warn", "stop", "retry", "control"] = "stop"
+    """What the gate does: only warn, stop the roadmap, repeat the stage with more replay, or `control` the stage while
+    it runs (and stop it only if the bound cannot be held; the gate at its end then warns)."""
+    control: ControlConfig = Field(default_factory=ControlConfig)
     max_retries: int = Field(2, ge=1)
     """Repetitions of a stage by `on_forgetting: retry`; each doubles the replay ratio."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,19 @@ from torch import nn
 
 from nexus_ray.corpora.manifest import TokenManifest
 from nexus_ray.corpora.reader import NO_LOSS, PAD, token_ids
+from nexus_ray.errors import DataError
+from nexus_ray.evaluate.drift import drift
 from nexus_ray.evaluate.held_out import HeldOutSet, evaluate_domains
-from nexus_ray.evaluate.scores import DomainScore, scores_to_bytes
+from nexus_ray.evaluate.scores import DomainScore, scores_from_bytes, scores_to_bytes
 from nexus_ray.models.export_stage import export_stage
 from nexus_ray.models.methods import Adapted
 from nexus_ray.models.sample import continue_text
 from nexus_ray.storage import Storage
 from nexus_ray.train.agree import WorkerContext
 from nexus_ray.train.engine import Engine
+
+START = "start.npz"
+"""What a controlled stage's first model scored on the sample that is evaluated during it."""
 
 
 @dataclass
@@ -44,11 +49,36 @@ class ScoringHooks:
     old: tuple[str, ...] = ()
     """Domains that the model knew before the stage: earlier ones and anchors."""
     _sets: dict[int, dict[str, HeldOutSet]] = field(default_factory=dict, repr=False)
+    _start: dict[str, DomainScore] | None = field(default=None, repr=False)
+    _last: dict[str, DomainScore] = field(default_factory=dict, repr=False)
 
     def during(self, model: nn.Module, context: WorkerContext) -> dict[str, float]:
         """Bits per byte of every domain on a smaller sample of documents."""
-        scores = self._score(model, context, self.during_tokens)
+        scores = self._last = self._score(model, context, self.during_tokens)
         return {f"eval/bits_per_byte/{name}": score.bits_per_byte for name, score in scores.items()}
+
+    def begin(self, model: nn.Module, context: WorkerContext) -> None:
+        """Score the sample of `during` before the stage's first step, for `drifts` to start from."""
+        scores = self._score(model, context, self.during_tokens)
+        if context.rank == 0:
+            self.folder.write_bytes(scores_to_bytes(scores), START)
+
+    def drifts(self, names: Sequence[str]) -> dict[str, tuple[float, float]]:
+        """Bits per byte that each of `names` lost between `begin` and the last `during`, and their standard errors.
+
+        Raises DataError if the scores of `begin` are gone.
+        """
+        if self._start is None:
+            if not self.folder.exists(START):
+                raise DataError(
+                    f"{self.folder.path(START)} is missing: what the stage's first model scored, which forgetting is "
+                    f"measured against; delete the stage's folder to begin it again"
+                )
+            self._start = scores_from_bytes(self.folder.read_bytes(START))
+        scored = self._held_out(self.max_tokens)
+        return {
+            name: drift(self._start[name], self._last[name], of_documents=len(scored[name].documents)) for name in names
+        }
 
     def select(self, model: nn.Module, context: WorkerContext) -> dict[str, float]:
         """Nats per token of every domain on `during_tokens` of held-out documents that `finish` does not score."""

@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from nexus_ray.report import curves, summary
+from nexus_ray.report import control, curves, summary
 from nexus_ray.report.plots import COLOURS, line_chart
 from nexus_ray.report.record import RunRecord, Scores, StageRecord, as_storage, load_run, number
 from nexus_ray.storage import Storage
@@ -74,7 +74,11 @@ def render_report(record: RunRecord) -> str:
             finished=when(record.run.get("finished")),
             heat=heat_map(record, shade_scale(record)),
             held_out=line_chart(curves.held_out(record)) if record.scores.domains else None,
-            charts=[line_chart(chart) for chart in curves.training(record)] if record.stages else [],
+            charts=[line_chart(control.marked(record, chart)) for chart in curves.training(record)]
+            if record.stages
+            else [],
+            controlled=[line_chart(chart) for chart in control.charts(record)],
+            actions=control.actions(record),
             mixtures=mixtures(record),
             samples=sample_grid(record),
             lineage=lineage(record),
@@ -215,14 +219,14 @@ def mixtures(record: RunRecord) -> list[dict[str, Any]]:
     for stage in record.stages:
         rows: dict[str, float] = {}
         replay: set[str] = set()
-        for segment in record.plan:
-            if segment.get("stage_index") != stage.index or segment.get("attempt", 0) != stage.attempt:
-                continue
+        key = (stage.index, stage.attempt)
+        mine = [part for part in record.plan if (part.get("stage_index"), part.get("attempt", 0)) == key]
+        for segment, taken in control.effective_rows(mine):
             weights = segment.get("weights") or {}
             replay |= set(segment.get("replay") or ())
             whole = sum(weights.values()) or 1
             for name, weight in weights.items():
-                rows[name] = rows.get(name, 0.0) + weight / whole * (number(segment.get("rows")) or 0.0)
+                rows[name] = rows.get(name, 0.0) + weight / whole * taken
         if total := sum(rows.values()):
             parts = [(name, value / total, name in replay) for name, value in rows.items() if value]
             out.append({"stage": stage.name, "parts": parts})

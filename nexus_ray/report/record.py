@@ -107,6 +107,8 @@ class RunRecord:
     scores: Scores
     remarks: list[str]
     """What was missing or unreadable, in words."""
+    control: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    """Lines of `control.jsonl` that count, by stage and step."""
 
     @property
     def outcome(self) -> str:
@@ -157,7 +159,8 @@ def load_run(folder: Storage | str | Path) -> RunRecord:
     scores = _scores(_object(folder, remarks, "scores.json", needed=False), base, stages, config)
     name = run.get("name") or config.get("name") or folder.uri.rstrip("/").rsplit("/", 1)[-1]
     plan = _jsonl(folder, remarks, "plan.jsonl")
-    return RunRecord(folder.uri, str(name), run, config_text, config, plan, stages, base, scores, remarks)
+    control = _counting(_jsonl(folder, remarks, "control.jsonl"))
+    return RunRecord(folder.uri, str(name), run, config_text, config, plan, stages, base, scores, remarks, control)
 
 
 def as_interval(value: Any) -> Interval | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -59,6 +60,36 @@ def stage_segments(
         )
     _check_repetitions(config, stage, segments)
     return segments
+
+
+def changed_segment(
+    config: RunConfig,
+    stage_index: int,
+    manifests: Mapping[str, TokenManifest],
+    last: Segment,
+    *,
+    start_row: int,
+    replay_ratio: float,
+    lr_factor: float,
+) -> Segment:
+    """The segment that replaces `last`, the final one of its stage, from `start_row` on, with another replay ratio and
+    learning-rate factor. Domains that `last` draws from keep the manifests they have there."""
+    stage = config.stages[stage_index]
+    replay = replay_weights(config, stage_index, {name: manifest.tokens for name, manifest in manifests.items()})
+    ratio = exact_fraction(replay_ratio) if replay else Fraction(0)
+    weights, cycle = stage_counts({name: exact_fraction(w) for name, w in stage.domains.items()}, replay, ratio)
+    sources = {name: _source(manifests[name], config) for name in weights}
+    return replace(
+        last,
+        start_row=start_row,
+        rows=last.start_row + last.rows - start_row,
+        weights=weights,
+        cycle=cycle,
+        replay=tuple(name for name in replay if name in weights and name not in stage.domains),
+        replay_ratio=float(ratio),
+        manifests={name: last.manifests.get(name, source) for name, source in sources.items()},
+        lr_factor=lr_factor,
+    )
 
 
 def _parts(

@@ -3,13 +3,16 @@
 A segment says from which global row on which integer weights hold, with which learning-rate factor and over which
 prefix of each domain's manifest. `plan.jsonl` holds one segment a line and is written before it is used; the order
 of the rows never depends on anything but (seed, plan, position).
+
+A line that starts inside the stage planned last replaces the rest of that stage: what stands before it never changes,
+and every domain goes on where its counter stands, so that samples of different ratios stay nested.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -99,11 +102,13 @@ class Plan:
     segments: tuple[Segment, ...] = field(default=())
 
     def append(self, segments: Iterable[Segment]) -> Plan:
-        """The plan with more segments at its end."""
+        """The plan with more segments at its end, or in the place of the end of the stage planned last."""
         together = list(self.segments)
         for segment in segments:
             expected = together[-1].start_row + together[-1].rows if together else 0
-            if segment.start_row != expected:
+            if segment.start_row < expected:
+                together = _cut(together, segment)
+            elif segment.start_row > expected:
                 raise DataError(
                     f"plan: segment of stage {segment.stage!r} starts at row {segment.start_row}, not {expected}"
                 )
@@ -184,6 +189,27 @@ class Plan:
 
     def segment_at(self, row: int) -> Segment:
         return self.segments[int(np.searchsorted(self._starts, row, side="right")) - 1]
+
+
+def _cut(segments: list[Segment], by: Segment) -> list[Segment]:
+    """`segments` up to the first row of `by`, which replaces the rest of their last stage."""
+    last = segments[-1]
+    mine = [s for s in segments if (s.stage_index, s.attempt) == (by.stage_index, by.attempt)]
+    if not mine or mine[-1] is not last or by.start_row < mine[0].start_row:
+        raise DataError(
+            f"plan: segment of stage {by.stage!r} (attempt {by.attempt}) starts at row {by.start_row}, inside rows "
+            f"planned before; only the end of the stage planned last, {last.stage!r} (attempt {last.attempt}), can be "
+            f"planned anew"
+        )
+    if by.start_row + by.rows != last.start_row + last.rows:
+        raise DataError(
+            f"plan: segment of stage {by.stage!r} from row {by.start_row} ends at {by.start_row + by.rows}, and the "
+            f"stage it changes at {last.start_row + last.rows}"
+        )
+    kept = [segment for segment in segments if segment.start_row < by.start_row]
+    if kept and kept[-1].start_row + kept[-1].rows > by.start_row:
+        kept[-1] = replace(kept[-1], rows=by.start_row - kept[-1].start_row)
+    return kept
 
 
 def parse_plan(lines: Sequence[str], *, seed: int, seq_len: int, shuffle_window_rows: int) -> Plan:

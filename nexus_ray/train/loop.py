@@ -16,15 +16,14 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nexus_ray.config.tree import RunConfig
-from nexus_ray.errors import DataError, NexusError, TrainingError
+from nexus_ray.errors import DataError, NexusError
 from nexus_ray.models.methods import Adapted, inserts_blocks, opened, openings
 from nexus_ray.models.score import decode_rows, row_logits, target_nll, token_nll
 from nexus_ray.models.targets import trainable_report
@@ -36,30 +35,17 @@ from nexus_ray.train import checkpoint as ckpt
 from nexus_ray.train.agree import KnownToAll, WorkerContext
 from nexus_ray.train.between import best_between
 from nexus_ray.train.engine import BatchShape, Engine, import_deepspeed
+from nexus_ray.train.governor import Control, Governor
+from nexus_ray.train.hooks import StageHooks
+from nexus_ray.train.line import not_finite, step_line
 from nexus_ray.train.lineage import Earlier, Lineage
-from nexus_ray.train.losses import domain_sums, loss_by_domain, row_weights, weighted_sum
+from nexus_ray.train.losses import domain_sums, row_weights, weighted_sum
 from nexus_ray.train.schedule import factor
 from nexus_ray.train.stop import StopWatch
 from nexus_ray.train.teacher import Teacher, TeacherInfo, replayed_rows, write_teacher
 
 PROBE_ROWS = 4
 """Rows that the check of an expanded model's first step reads, of old and of new text."""
-
-
-class StageHooks(Protocol):
-    """What happens to the model besides training; every method is called by all workers together."""
-
-    def during(self, model: nn.Module, context: WorkerContext) -> dict[str, float]:
-        """Metrics of an evaluation during the stage."""
-
-    def old_text(self, rows: int) -> NDArray[np.int32]:
-        """Rows [n, S+1] of held-out text that the model knew before the stage."""
-
-    def select(self, model: nn.Module, context: WorkerContext) -> dict[str, float]:
-        """Nats per token by domain on held-out text that no score is reported of, to choose between models."""
-
-    def finish(self, engine: Engine, context: WorkerContext, adapted: Adapted) -> dict[str, Any]:
-        """Evaluate and export at the end of the stage; what it returns becomes part of the stage's result."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +68,8 @@ class StageJob:
     """None: nothing is trained, only the hooks run."""
     history: tuple[Earlier, ...] = ()
     """The stages before this one, first to last; it starts where the last one ended."""
+    control: Control | None = None
+    """What the stage is controlled by while it runs."""
     called: float = field(default_factory=time.time)
     """Unix seconds at the call of `fit`."""
 
@@ -272,17 +260,20 @@ class _Stage:
         step = self._restore()
         self.saved_at, self.saved_step = time.monotonic(), step
         self.teacher = self._teacher(step)
+        self.governor = Governor(job, context, self.engine, step)
         watch = StopWatch(job.run) if context.rank == 0 else None
         self.marks["engine"] = time.time()
         while step < job.stream.steps:
+            if self.governor.acts:  # the driver appends to the plan, and the stage goes on from here
+                return {"replanned": True, "step": step, "train_seconds": round(time.time() - began, 2)}
             stop = self._step(step, watch)
             step += 1
             self.feed.start(step + 1)  # what it needs to start up would only delay the first step
-            if not stop and step in self.openings:
+            if stop or (self.saved_step != step and (self.governor.acts or step in self.openings)):
                 self._save(step)
+            if step in self.openings and not stop and not self.governor.acts:
                 self._restore()
             if stop:
-                self._save(step)
                 return {"interrupted": True, "step": step}
         if self.saved_step != step or not ckpt.committed(job.checkpoints):
             self._save(step)
@@ -330,10 +321,10 @@ class _Stage:
             last = begin == starts[-1]
             if last:
                 sums, kl, batch_hash = self._summed(sums, kl, rows)
-                self._check_finite(step, sums, stream, lr)
+                self._check_finite("loss", float(sums[:, 0].sum() / sums[:, 1].sum()), step, sums, lr)
             self.engine.step(last=last, learning_rate=lr)
-        if self.engine.grad_norm is not None and not np.isfinite(self.engine.grad_norm):
-            raise self._not_finite("gradient norm", self.engine.grad_norm, step, sums, stream, lr)
+        if self.engine.grad_norm is not None:
+            self._check_finite("gradient norm", self.engine.grad_norm, step, sums, lr)
         self.optimizer_step += 1
         self.marks.setdefault("step", time.time())
         self._record(step, sums, kl, lr, batch_hash, time.perf_counter() - began)
@@ -380,59 +371,34 @@ class _Stage:
         total = (int(packed[-2]) + (int(packed[-1]) << 31)) & ((1 << 62) - 1)
         return packed[:-3].view_as(sums), float(packed[-3]), total
 
-    def _check_finite(self, step: int, sums: Tensor, stream: StageStream, lr: float) -> None:
-        loss = float(sums[:, 0].sum() / sums[:, 1].sum())
-        if not np.isfinite(loss):
-            raise self._not_finite("loss", loss, step, sums, stream, lr)
-
-    def _not_finite(
-        self, what: str, value: float, step: int, sums: Tensor, stream: StageStream, lr: float
-    ) -> KnownToAll:
-        found = ckpt.committed(self.job.checkpoints)
-        last_good = f"the last good checkpoint is {found[0].folder.uri}" if found else "there is no checkpoint yet"
-        losses = loss_by_domain(sums, stream.plan.domains)
-        first = stream.first_row + step * stream.rows_per_step
-        error = TrainingError(
-            f"stage {self.job.stage!r}, step {step + 1}: the {what} is {value}. Losses by domain: {losses}; learning "
-            f"rate {lr:.3g}; gradient norm of the step before {self.engine.grad_norm}; rows {first} to "
-            f"{first + stream.rows_per_step - 1} of the plan; {last_good}. Lower training.learning_rate, raise "
-            f"continual.warmup_steps, or use training.precision: fp32, under another name"
-        )
-        return KnownToAll(error)
+    def _check_finite(self, what: str, value: float, step: int, sums: Tensor, lr: float) -> None:
+        if not np.isfinite(value):
+            known = not_finite(self.job, what, value, step, sums, lr=lr, grad_norm=self.engine.grad_norm)
+            raise KnownToAll(known)
 
     def _record(self, step: int, sums: Tensor, kl: float, lr: float, batch_hash: int, seconds: float) -> None:
         stream = self._stream
-        evaluation: dict[str, float] = {}
+        more: dict[str, float] = {}
         if self.teacher is not None:
             replayed = [i for i, name in enumerate(stream.plan.domains) if name in self._segment(step).replay]
-            evaluation["train/kl"] = kl / max(1.0, float(sums[replayed, 1].sum()))
+            more["train/kl"] = kl / max(1.0, float(sums[replayed, 1].sum()))
         every = self.config.evaluation.every_steps
         if every and (step + 1) % every == 0 and step + 1 < stream.steps:
-            evaluation |= self.job.hooks.during(self.engine.module, self.context)
-            self.engine.engine.train()
-        if self.context.rank:
-            return
-        line = {
-            "stage": self.job.stage,
-            "stage_index": self.job.stage_index,
-            "attempt": self.job.attempt,
-            "step": step + 1,
-            "tokens": (step + 1) * stream.rows_per_step * stream.plan.seq_len,
-            "time": round(time.time(), 3),
-            "world_size": self.context.world,
-            "train/loss": float(sums[:, 0].sum() / sums[:, 1].sum()),
-            **{f"train/loss/{name}": value for name, value in loss_by_domain(sums, stream.plan.domains).items()},
-            "train/lr": lr,
-            "train/grad_norm": self.engine.grad_norm,
-            "train/replay_fraction": stream.replayed_share(step + 1),
-            "train/targets": int(sums[:, 1].sum()),
-            "perf/tokens_per_second": round(stream.rows_per_step * stream.plan.seq_len / seconds, 1),
-            "perf/step_seconds": round(seconds, 4),
-            "data/batch_hash": f"{batch_hash:016x}",
-            "data/waited_seconds": round(self.feed.waited_s, 4),
-            **evaluation,
-        }
-        self.job.run.append_line(json.dumps(line), "metrics.jsonl")
+            more |= self.governor.evaluate(self.engine, step + 1)
+        if self.context.rank == 0:
+            line = step_line(
+                self.job,
+                step,
+                sums,
+                lr=lr,
+                grad_norm=self.engine.grad_norm,
+                seconds=seconds,
+                batch_hash=batch_hash,
+                waited_s=self.feed.waited_s,
+                world=self.context.world,
+                more=more,
+            )
+            self.job.run.append_line(json.dumps(line), "metrics.jsonl")
 
     # --- between the first and the last weights ---------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from nexus_ray.config.tree import ScheduleConfig
+from nexus_ray.config.tree import RunConfig, ScheduleConfig
 
 
 def factor(step: int, *, total_steps: int, warmup_steps: int, config: ScheduleConfig, rewarm: bool = True) -> float:
@@ -32,6 +32,20 @@ def factor(step: int, *, total_steps: int, warmup_steps: int, config: ScheduleCo
     if progress < config.cooldown_fraction:
         return _cosine(progress / config.cooldown_fraction, 1.0, config.constant_factor)
     return _decay(progress, 1.0 - config.decay_fraction, config.constant_factor, config.min_factor)
+
+
+def stage_factors(config: RunConfig, stage_index: int) -> list[float]:
+    """`factor` of every step of a stage; `config` is the stage's own."""
+    return [
+        factor(
+            step,
+            total_steps=config.training.steps,
+            warmup_steps=config.continual.warmup_steps,
+            config=config.training.schedule,
+            rewarm=config.continual.warmup_on_new or stage_index == 0,
+        )
+        for step in range(config.training.steps)
+    ]
 
 
 def _cosine(progress: float, high: float, low: float) -> float:

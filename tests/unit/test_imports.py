@@ -23,6 +23,7 @@ ORDER = (
     ("progress", "tracking", "record"),
     ("study",),
     ("tracking_study",),
+    ("steer",),
     ("roadmap",),
     ("tune",),
     ("report",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from nexus_ray.config import RunConfig, parse_config
 from nexus_ray.corpora.manifest import Shard, TokenManifest
 from nexus_ray.errors import ConfigError
-from nexus_ray.stream.curriculum import replay_weights, stage_segments
+from nexus_ray.stream.curriculum import changed_segment, replay_weights, stage_segments
 from nexus_ray.stream.mixture import MAX_CYCLE
 from nexus_ray.stream.plan import Plan, Segment
 
@@ -246,3 +247,63 @@ def test_a_cut_run_draws_from_the_same_share_of_every_domain() -> None:
     assert Segment.from_json(json.loads(tenth[0].to_line())) == tenth[0]
     first = Plan(3, SEQ_LEN, 100).append(segments).sequences(0, 60).row
     assert Plan(3, SEQ_LEN, 100).append(tenth).sequences(0, 60).row.tolist() == first.tolist(), "until it repeats"
+
+
+# --- equal seed, different ratios -------------------------------------------------------------------------------------
+
+
+def whole_plan(ratio: float, *stages: dict[str, Any], steps: int = 40) -> Plan:
+    """The plan of all stages of a run with one replay ratio."""
+    made = config(*stages, steps=steps, replay_ratio=ratio)
+    plan = Plan(7, SEQ_LEN, 64)
+    for index in range(len(stages)):
+        plan = plan.append(stage_segments(made, index, MANIFESTS, start_row=plan.rows))
+    return plan
+
+
+def rows_of(plan: Plan, domain: str, *, replayed: bool) -> list[int]:
+    """Rows of a domain in the order in which a plan takes them."""
+    s = plan.sequences(0, plan.rows)
+    return s.row[(s.domain == s.domains.index(domain)) & (s.replayed == replayed)].tolist()
+
+
+RATIOS = (0.01, 0.05, 0.1, 0.25, 0.5)
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        ({"domains": {"a": 1}, "replay": {"b": 1}},),
+        ({"domains": {"a": 1}, "replay": {"b": 3, "c": 1}},),
+        ({"domains": {"a": 1}}, {"domains": {"b": 1}}),
+        ({"domains": {"a": 1}}, {"domains": {"b": 1}, "replay": {"a": 1}}, {"domains": {"c": 1}, "replay": {"a": 1}}),
+    ],
+    ids=["one", "two sources", "two stages", "three stages"],
+)
+def test_trials_that_differ_in_their_ratio_replay_nested_rows(stages: tuple[dict[str, Any], ...]) -> None:
+    """Whole plans: with a larger ratio a trial replays what it replays with a smaller one, in the same order, and then
+    more; of the new domains it reads the same rows in the same order, and then fewer."""
+    plans = [whole_plan(ratio, *stages) for ratio in RATIOS]
+    sources = {name for plan in plans for segment in plan.segments for name in segment.replay}
+    for name in sources:
+        taken = [rows_of(plan, name, replayed=True) for plan in plans]
+        for less, more in pairwise(taken):
+            assert more[: len(less)] == less and len(more) > len(less) > 0
+    for name in {name for stage in stages for name in stage["domains"]} - sources:
+        taken = [rows_of(plan, name, replayed=False) for plan in plans]
+        for more, less in pairwise(taken):
+            assert more[: len(less)] == less and len(more) > len(less) > 0
+
+
+def test_a_changed_segment_covers_the_rest_of_its_stage() -> None:
+    made = config(*ONE_BY_ONE, replay_ratio=0.1)
+    [last] = stage_segments(made, 1, MANIFESTS, start_row=200)
+    changed = changed_segment(made, 1, MANIFESTS, last, start_row=250, replay_ratio=0.25, lr_factor=0.5)
+    assert (changed.start_row, changed.rows, changed.lr_factor) == (250, last.rows - 50, 0.5)
+    assert changed.weights == {"a": 1, "b": 3} and changed.replay == ("a",) and changed.replay_ratio == 0.25
+    grown = MANIFESTS | {name: manifest(name, 2 * TOKENS[name]) for name in TOKENS}
+    later = changed_segment(made, 1, grown, last, start_row=250, replay_ratio=0.25, lr_factor=0.5)
+    assert changed.manifests == later.manifests == last.manifests, "it goes on in the rows it has"
+    none = stage_segments(config(*ONE_BY_ONE, replay_ratio=0.0), 1, MANIFESTS, start_row=200)[0]
+    some = changed_segment(made, 1, MANIFESTS, none, start_row=250, replay_ratio=0.25, lr_factor=1.0)
+    assert some.weights == changed.weights and set(some.manifests) == {"a", "b"}

@@ -101,3 +101,58 @@ def test_drawn_counts_agree_with_the_sequences(tmp_path: Path) -> None:
     for rows in (0, 1, 99, 100, 101, 777):
         domain = plan(s).sequences(0, rows).domain
         assert s.drawn(rows) == {"new": int((domain == 0).sum()), "old": int((domain == 1).sum())}
+
+
+# --- a line that replaces the end of a stage --------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(1, 1999), st.integers(0, 60)), min_size=1, max_size=5), st.integers(0, 60))
+@settings(deadline=None)
+def test_rows_before_a_cut_never_change_and_counters_go_on(cuts: list[tuple[int, int]], first: int) -> None:
+    """Whatever is planned anew, and in whatever order of rows: what stood before it stays, every domain takes the rows
+    of its own order one after the other, and the plan covers what it covered."""
+    p = plan(segment(0, 2000, first))
+    for start, replay in cuts:
+        before = p.sequences(0, start)
+        p = p.append([segment(start, 2000 - start, replay)])
+        after = p.sequences(0, start)
+        for name in ("row", "replayed"):
+            assert np.array_equal(getattr(before, name), getattr(after, name))
+        assert [before.domains[i] for i in before.domain] == [after.domains[i] for i in after.domain]
+    assert p.rows == 2000 and sum(s.rows for s in p.segments) == 2000
+    whole = p.sequences(0, 2000)
+    for index, name in enumerate(whole.domains):
+        mine = whole.row[whole.domain == index]
+        assert np.array_equal(mine, p.order(name, {"new": NEW, "old": OLD}[name])(np.arange(len(mine))))
+
+
+@given(st.integers(100, 1900), st.sampled_from([5, 10]), st.sampled_from([25, 50]))
+@settings(deadline=None)
+def test_samples_stay_nested_over_a_cut(cut: int, less: int, more: int) -> None:
+    """What a stage replays at a ratio it also replays if the ratio is raised on the way, and more."""
+
+    def replayed(*segments: Segment) -> set[int]:
+        s = plan(*segments).sequences(0, 2000)
+        return set(s.row[s.replayed].tolist())
+
+    changed = replayed(segment(0, 2000, less), segment(cut, 2000 - cut, more))
+    assert replayed(segment(0, 2000, less)) <= changed <= replayed(segment(0, 2000, more))
+
+
+def test_a_plan_that_was_cut_survives_its_file() -> None:
+    lines = [segment(0, 300, 10), segment(100, 200, 20, lr_factor=0.5), segment(100, 200, 30)]
+    p = parse_plan([s.to_line() for s in lines], seed=0, seq_len=64, shuffle_window_rows=256)
+    assert [(s.start_row, s.rows, s.replay_ratio) for s in p.segments] == [(0, 100, 0.1), (100, 200, 0.3)]
+    assert p.segment_at(99).replay_ratio == 0.1 and p.segment_at(100).lr_factor == 1.0
+
+
+def test_only_the_end_of_the_last_stage_can_be_planned_anew() -> None:
+    two = [segment(0, 300, 10), segment(300, 200, 10, stage_index=1)]
+    with pytest.raises(DataError, match=r"inside rows planned before; only the end of the stage planned last"):
+        plan(*two, segment(100, 400, 10))
+    with pytest.raises(DataError, match=r"inside rows planned before"):
+        plan(*two, segment(200, 300, 10, stage_index=1))
+    with pytest.raises(DataError, match=r"inside rows planned before"):
+        plan(*two, segment(400, 100, 10, stage_index=1, attempt=1))
+    with pytest.raises(DataError, match=r"ends at 450, and the stage it changes at 500"):
+        plan(*two, segment(400, 50, 10, stage_index=1))
