@@ -122,6 +122,9 @@ def _absolute_paths(data: Data) -> None:
             domain["source"]["ledger"] = _absolute(ledger)
     for job in data["synthesis"].values():
         job["recipe"] = _absolute(job["recipe"])
+        for section in (job["generator"], job["judge"], job["filters"]["perplexity"]):
+            if section is not None and _is_local_model(section.get("model")):
+                section["model"] = _absolute(section["model"])
         for key in ("against", "borrow"):
             job[key] = [_absolute(folder) for folder in job[key]]
     model = data["model"]
@@ -130,9 +133,14 @@ def _absolute_paths(data: Data) -> None:
     if template not in (None, "default"):
         model["tokenizer"]["chat_template"] = _absolute(template)
     for section in (model, model["tokenizer"]):
-        local = Path(section["source"]).is_dir() or section["source"].endswith(".gguf")
-        if local and section["source"] not in ("scratch", "train", "model", "wheel"):
+        if _is_local_model(section["source"]):
             section["source"] = _absolute(section["source"])
+
+
+def _is_local_model(source: str | None) -> bool:
+    if source is None or source in ("scratch", "train", "model", "wheel"):
+        return False
+    return Path(source).is_dir() or source.endswith(".gguf")
 
 
 def _absolute(path: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from nexus_ray.report import control, curves, summary
+from nexus_ray.report import control, curves, summary, synthetic
 from nexus_ray.report.plots import COLOURS, line_chart
 from nexus_ray.report.record import RunRecord, Scores, StageRecord, as_storage, load_run, number
 from nexus_ray.storage import Storage
@@ -82,6 +82,7 @@ def render_report(record: RunRecord) -> str:
             mixtures=mixtures(record),
             samples=sample_grid(record),
             lineage=lineage(record),
+            jobs=synthetic.jobs(record),
             plan=record.plan[:MAX_PLAN_ROWS],
             plan_hidden=max(0, len(record.plan) - MAX_PLAN_ROWS),
             gates=gates(record),

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from nexus_ray.errors import ConfigError, SynthesisError
+from nexus_ray.report.lineage import row_lineage, stage_documents
+from nexus_ray.report.page import render_report
+from nexus_ray.report.record import load_run
 from nexus_ray.roadmap import run_roadmap
 from nexus_ray.session import job_demand, ray_session
 from nexus_ray.synthesis.job import JobOutcome, synthesize
@@ -105,8 +108,6 @@ def test_another_filter_is_another_job_and_takes_answers_over(place: Path) -> No
 
 
 def test_a_run_trains_on_the_prefix_it_began_with_and_knows_what_it_read(place: Path) -> None:
-    from nexus_ray.report.lineage import row_lineage, stage_documents
-
     with FaultServer(items=ITEMS) as server:
         config = job_config(place, server.url, name="train", prompts=12)
         outcome = synthesize(config, "sentences")
@@ -114,6 +115,8 @@ def test_a_run_trains_on_the_prefix_it_began_with_and_knows_what_it_read(place: 
         more = synthesize(job_config(place, server.url, name="train", prompts=30), "sentences")
         assert more.stats.accepted > outcome.stats.accepted
         assert run_roadmap(config).scores == trained.scores
+    page = render_report(load_run(trained.folder))
+    assert "What was written for this run" in page and f'<td class="n">{more.stats.accepted}</td>' in page
     documents = list(stage_documents(trained.folder, "sentences"))
     assert documents and all(line["provenance"]["source"] == "synthesis" for line in documents)
     row = row_lineage(trained.folder, documents[0]["provenance"]["row"])
