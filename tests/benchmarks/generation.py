@@ -87,5 +87,5 @@ def _continuous(model: Any, prompts: Sequence[list[int]], limits: Sequence[int],
     assert written == sum(limits)
 
 
-SETTINGS = {"threads": 2, "slots": 32, "answers": 96, "longest": 160, "alone": 3, "rounds": 2}
+SETTINGS = {"threads": 2, "slots": 64, "answers": 160, "longest": 320, "alone": 3, "rounds": 1}
 QUICK = {"threads": 1, "slots": 4, "answers": 6, "longest": 10, "alone": 1, "rounds": 1}
