@@ -91,6 +91,7 @@ def synthesize(args: argparse.Namespace) -> int:
         raise ConfigError(f"--domain {unknown[0]}: no such job; jobs of {args.config}: {', '.join(config.synthesis)}")
     from nexus_ray.session import job_demand
 
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray complains of every actor pool of its own Ray Data
     with _started(config, [job_demand(config.synthesis[name]) for name in domains]):
         from nexus_ray.synthesis.show import show_outcome, show_plan
 
