@@ -192,13 +192,35 @@ def report(args: argparse.Namespace) -> int:
 
 
 def compare(args: argparse.Namespace) -> int:
-    """put several runs side by side (names folders of runs, or configs)"""
+    """put several runs side by side, or show a study (names folders, or configs)"""
     from nexus_ray.report.compare import compare_runs
     from nexus_ray.storage import Storage
 
+    if (study := _study_folder(args.runs[0])) is not None:
+        if len(args.runs) > 1:
+            raise ConfigError(f"{args.runs[0]} is a study, which is shown by itself; drop {' '.join(args.runs[1:])}")
+        from nexus_ray.report.study_folder import show_study
+
+        show_study(Storage(study), args.out)
+        return DONE
     runs = [Storage(_run_folder(run, ())) for run in args.runs]
     compare_runs(runs, out=args.out)
     return DONE
+
+
+def _study_folder(target: str) -> str | None:
+    """Folder of a study: the folder itself, or where the study file of that name puts it; None if it is neither."""
+    from nexus_ray.config.source import read_yaml
+
+    if "://" in target or Path(target).is_dir():
+        from nexus_ray.storage import Storage
+
+        return target if Storage(target).exists("study.json") else None
+    if not {"base", "space"} <= set(read_yaml(Path(target))):
+        return None
+    from nexus_ray.study.load import load_study
+
+    return load_study(Path(target)).folder.uri
 
 
 def _run_folder(target: str, overrides: Sequence[str]) -> str:
@@ -235,6 +257,23 @@ def grid(args: argparse.Namespace) -> int:
     return run_grid(Path(args.config), overrides=args.overrides, only=only, dry_run=args.dry_run)
 
 
+def tune(args: argparse.Namespace) -> int:
+    """search settings: run a study's trials on Ray Tune, stop the poor ones early, go on with what is not done"""
+    from nexus_ray.report.page import write_report
+    from nexus_ray.report.study_folder import write_study
+    from nexus_ray.tune import run_study
+
+    return run_study(
+        Path(args.config),
+        args.overrides,
+        dry_run=args.dry_run,
+        retry=args.retry,
+        say=_say,
+        report=write_report,
+        summarise=write_study,
+    )
+
+
 def _show_plan(config: RunConfig) -> int:
     from nexus_ray.dry_run import print_plan
 
@@ -257,6 +296,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
         report,
         compare,
         grid,
+        tune,
         doctor,
         schema,
     )
@@ -286,7 +326,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, verb in VERBS.items():
         command = commands.add_parser(name, help=verb.__doc__, description=verb.__doc__)
         if name == "compare":
-            command.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or its config")
+            command.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run or study, or its config")
             command.add_argument("--out", type=Path, help="also write the comparison as a page")
         elif name == "doctor":
             command.add_argument("config", nargs="?", help="also check what this config needs")
@@ -303,6 +343,8 @@ def build_parser() -> argparse.ArgumentParser:
             if name == "lineage":
                 command.add_argument("what", metavar="WHAT", help="id of a row, or name of a stage")
                 command.add_argument("--out", type=Path, help="write all of it as JSON lines to this file")
+            if name == "tune":
+                command.add_argument("--retry", action="store_true", help="run failed trials again")
             if name == "grid":
                 command.add_argument("--only", metavar="ARM,ARM", help="run these arms; other processes may run others")
         if name not in ("compare", "schema", "lineage"):

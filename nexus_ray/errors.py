@@ -42,3 +42,11 @@ class Interrupted(NexusError):
     """The user or the scheduler asked the run to stop; a checkpoint was written."""
 
     exit_code = 130
+
+
+class Paused(NexusError):
+    """A study paused the run at an evaluation; a checkpoint was written, and the same config goes on from it."""
+
+
+class Stopped(NexusError):
+    """A study ended the run at an evaluation; a checkpoint was written."""

@@ -20,7 +20,8 @@ from nexus_ray.config.tree import exact_fraction
 from nexus_ray.corpora.prepare import PreparedData, PreparedDomain, check_prepared, find_prepared, prepare
 from nexus_ray.corpora.sources.synthesis import pinned
 from nexus_ray.corpora.tokenizer import check_init_tokenizer
-from nexus_ray.errors import ConfigError, DataError, ForgettingError, Interrupted
+from nexus_ray.errors import ConfigError, DataError, ForgettingError, Interrupted, Paused, Stopped
+from nexus_ray.evaluate import shared
 from nexus_ray.evaluate.hooks import ScoringHooks
 from nexus_ray.evaluate.scores import DomainScore, scores_from_bytes
 from nexus_ray.evaluate.transfer import score_document, stage_forgetting
@@ -37,6 +38,8 @@ from nexus_ray.tracking import Tracker
 from nexus_ray.train.launch import fit
 from nexus_ray.train.lineage import Earlier
 from nexus_ray.train.loop import StageJob
+from nexus_ray.train.watch import Evaluated, Watcher, raise_answer
+from nexus_ray.watching import Watching
 
 SCRATCH = "scratch"
 """Folder, inside a run, of the from-scratch models that forward transfer is measured against."""
@@ -52,21 +55,29 @@ class RunOutcome:
     """The content of `scores.json`."""
     stages: list[dict[str, Any]]
     """The content of every `stage.json`."""
+    end: Evaluated | None = None
+    """What a watched run came to, on all held-out documents."""
 
 
 def run_roadmap(
-    config: RunConfig, *, progress: Progress | None = None, report: Callable[[Storage], Any] | None = None
+    config: RunConfig,
+    *,
+    progress: Progress | None = None,
+    report: Callable[[Storage], Any] | None = None,
+    watcher: Watcher | None = None,
+    lock_s: float = 1.0,
 ) -> RunOutcome:
     """Run, or go on with, all stages of a config on the connected Ray cluster.
 
-    `report` is called with the run's folder at the end, however it ends.
+    `report` is called with the run's folder at the end, however it ends. `watcher` is asked after every evaluation,
+    and after every stage but the last, whether to go on. `lock_s` is how long to wait for another process that runs it.
 
     Raises ConfigError if the run's folder belongs to another config, ForgettingError if the gate stops the run,
-    Interrupted after a requested stop (a checkpoint was written).
+    Interrupted after a requested stop (a checkpoint was written), Paused or Stopped as the watcher answered.
     """
     config = _pinned(resolve(config, detect_hardware()))
     progress = progress or Progress(log_every_steps=config.tracking.log_every_steps)
-    with _Roadmap(config, progress, report).record() as roadmap:
+    with _Roadmap(config, progress, report, watcher).record(lock_s) as roadmap:
         return roadmap.run()
 
 
@@ -88,22 +99,29 @@ def _pinned(config: RunConfig) -> RunConfig:
 
 
 class _Roadmap:
-    def __init__(self, config: RunConfig, progress: Progress, report: Callable[[Storage], Any] | None) -> None:
-        self.written, self.progress, self.report = config, progress, report
+    def __init__(
+        self,
+        config: RunConfig,
+        progress: Progress,
+        report: Callable[[Storage], Any] | None,
+        watcher: Watcher | None = None,
+    ) -> None:
+        self.written, self.progress, self.report, self.watcher = config, progress, report, watcher
         self.config = with_local_model(config, progress=progress.message)
         self.fingerprint = fingerprint(config)
         self.folder = Storage(config.storage).child(config.name)
         self.results: list[dict[str, Any]] = []
         self.scores: list[dict[str, DomainScore]] = []
         self.document: dict[str, Any] | None = None
+        self.watching: Watching | None = None
 
     # --- the record -------------------------------------------------------------------------------------------
 
     @contextmanager
-    def record(self) -> Iterator[_Roadmap]:
+    def record(self, lock_s: float) -> Iterator[_Roadmap]:
         """The run's record around its work: who may write, how it ended, the report."""
         self.folder.check_writable()
-        with self.folder.lock("run", 1.0):
+        with self.folder.lock("run", lock_s):
             self._claim()
             self.writer = RunRecordWriter(self.folder, self.config, self.fingerprint)
             self.tracker = Tracker(self.config, self.folder)
@@ -112,7 +130,10 @@ class _Roadmap:
             except Interrupted:
                 self.writer.finish("interrupted")
                 raise
-            except ForgettingError as error:
+            except Paused:
+                self.writer.finish("paused")
+                raise
+            except (ForgettingError, Stopped) as error:
                 self.writer.finish("stopped", error)
                 raise
             except BaseException as error:
@@ -160,13 +181,21 @@ class _Roadmap:
         self._check_model()
         self.writer.data(self.data)
         self._base()
+        if self.watcher is not None:
+            self.watching = Watching(self.config, self.watcher, vocab_size=self.data.vocab_size)
         for index in range(len(self.config.stages)):
             self._stage(index)
             self._write_scores()
+            if self.watching is not None:
+                self.watching.ask_after(index, self.scores[-1], self.results[-1]["forgetting"])
         if self.config.evaluation.forward_transfer:
             self._write_scores(self._from_scratch())
         document = self._write_scores(self._scratch_scores())
-        return RunOutcome(self.folder, self.fingerprint, document, self.results)
+        end = None
+        if self.watching is not None:
+            last = len(self.config.stages) - 1
+            end = self.watching.evaluated(last, self.scores[-1], self.results[-1]["forgetting"])
+        return RunOutcome(self.folder, self.fingerprint, document, self.results, end)
 
     def _prepare(self) -> PreparedData:
         say = self.progress.message
@@ -208,15 +237,25 @@ class _Roadmap:
             )
 
     def _base(self) -> None:
-        """Scores before any training."""
+        """Scores before any training; those of another run that starts alike, if there is one."""
         folder = self.folder.child("base")
         if not folder.exists("stage.json"):
-            self.progress.message("scoring the base model")
-            job = self._job(self.config, "base", -1, 0, folder, stream=None, export=False)
-            result = fit(job)
-            folder.write_json({"name": "base", "index": -1, **result}, "stage.json")
+            place = shared.base_folder(self.config, self.data)
+            with Storage(place.uri.rpartition("/")[0]).lock(place.name):
+                result = shared.fetch(place, folder)
+                if result is None:
+                    result = self._score_base(folder)
+                    shared.keep(place, folder, result)
+                else:
+                    self.progress.message("the base model was scored before")
+            folder.write_json(result, "stage.json")
         self.scores.append(scores_from_bytes(folder.read_bytes("evaluation.npz")))
         self.writer.model(folder.read_json("stage.json")["parameters"])
+
+    def _score_base(self, folder: Storage) -> dict[str, Any]:
+        self.progress.message("scoring the base model")
+        job = self._job(self.config, "base", -1, 0, folder, stream=None, export=False)
+        return {"name": "base", "index": -1, **fit(job)}
 
     def _stage(self, index: int) -> None:
         """One stage and its transition: train or skip, then ask the gate."""
@@ -266,6 +305,9 @@ class _Roadmap:
         steering = Steering.of(config, index, attempt, manifests=manifests, plan=self.plan, scores=self.scores, say=say)
         stream = self.plan.stream(config, index, attempt, manifests)
         job = self._job(config, name, index, attempt, folder, stream=stream, history=self._history(index))
+        if self.watching is not None:
+            watch = self.watching.stage(config, index, scores=self.scores, run=self.folder, folder=folder)
+            job = replace(job, watch=watch)
         self._say_plan(config, index, stream)
         if config.continual.keep.interpolate:
             job.hooks.selection()  # type: ignore[attr-defined]  # before the stage is trained, not after
@@ -276,6 +318,7 @@ class _Roadmap:
         ):
             self.progress.stage(name, stream.steps)
             result = steering.train(job, partial(fit, on_signal=self._say_stopping))
+        raise_answer(result.get("held", "continue"), f"at step {result.get('step')} of stage {name!r}")
         result = {
             "name": name,
             "index": index,
@@ -338,6 +381,7 @@ class _Roadmap:
             sample_seed=config.seed,
             export=export,
             old=tuple(dict.fromkeys([*config.earlier_domains(max(0, index)), *config.anchors])),
+            sample=name == "base" and index < 0 and evaluation.every_steps is not None,
         )
         return StageJob(
             config=config,
@@ -484,7 +528,8 @@ class _Roadmap:
         return RunOutcome(self.folder, self.fingerprint, document, self.results)
 
     def _base_again(self) -> None:
-        self.folder.child("base").delete("stage.json")
+        folder = self.folder.child("base")
+        folder.write_json(self._score_base(folder), "stage.json")
         self._base()
 
     def _rescore_stage(self, index: int, folder: Storage) -> None:

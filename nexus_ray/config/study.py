@@ -28,6 +28,9 @@ RANGES = ("uniform", "log_uniform", "int_uniform", "int_log_uniform")
 KINDS = ("choice", *RANGES, "options", "stages_order")
 """What a knob can be; each gives exactly one."""
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+Signal = Literal["grad_norm", "loss"]
+"""What a trial reports besides its scores: norm of the gradient before clipping, and training loss in nats per token,
+of the step before the evaluation."""
 
 
 class Knob(Section):
@@ -186,8 +189,8 @@ class NoStopping(Section):
 
 
 class _Stopping(Section):
-    max_signal: dict[str, float] = Field(default_factory=dict)
-    """Highest value of an early signal (`grad_norm`) at any evaluation; a point with more is stopped at once."""
+    max_signal: dict[Signal, float] = Field(default_factory=dict)
+    """Highest value of an early signal at any evaluation; a point with more is stopped at once."""
 
 
 class MedianStopping(_Stopping):

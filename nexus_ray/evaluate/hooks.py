@@ -48,6 +48,8 @@ class ScoringHooks:
     export: bool = True
     old: tuple[str, ...] = ()
     """Domains that the model knew before the stage: earlier ones and anchors."""
+    sample: bool = False
+    """Also score the sample of `during` in `finish`, for a stage that begins with these weights."""
     _sets: dict[int, dict[str, HeldOutSet]] = field(default_factory=dict, repr=False)
     _start: dict[str, DomainScore] | None = field(default=None, repr=False)
     _last: dict[str, DomainScore] = field(default_factory=dict, repr=False)
@@ -104,6 +106,8 @@ class ScoringHooks:
         scores = self._score(engine.module, context, self.max_tokens)
         if context.rank == 0:
             self.folder.write_bytes(scores_to_bytes(scores), "evaluation.npz")
+        if self.sample:
+            self.begin(engine.module, context)
         with tempfile.TemporaryDirectory(prefix="nexus-tokenizer-") as place:
             tokenizer_dir = Path(place)
             if self.export or self.sample_tokens:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from nexus_ray.config import RunConfig, stage_config
 from nexus_ray.models.targets import block_names
 
 
@@ -56,6 +57,29 @@ def training_flops(model: Any, seq_len: int) -> Flops:
     if head.weight.requires_grad:
         weights += size
     return Flops(forward, inputs, weights)
+
+
+def run_flops(config: RunConfig, vocab_size: int) -> list[float]:
+    """Operations per token of training each stage of a run, from the shapes alone.
+
+    What a schedule opens to training in the middle of a stage (`expansion.unfreeze`) is not counted; of OSFT neither
+    is its low-rank core, a few percent.
+    """
+    from nexus_ray.models.build import meta_model
+    from nexus_ray.models.methods import Adapted, begin, end
+
+    adapted, out = Adapted(meta_model(config.model, vocab_size)), []
+    for index in range(len(config.stages)):
+        own = stage_config(config, index)
+        if own.continual.method == "osft":
+            for parameter in adapted.model.parameters():
+                parameter.requires_grad_(parameter.ndim < 2)
+        else:
+            adapted = begin(adapted, own, reference="scratch")
+        out.append(training_flops(adapted.model, own.training.seq_len).total)
+        if own.continual.method == "lora":
+            adapted = end(adapted, own)
+    return out
 
 
 def _attention_width(model: Any) -> int:

@@ -172,6 +172,9 @@ class History:
     def _on_extended(self, event: Mapping[str, Any]) -> None:
         """The study file was changed; kept for the reader."""
 
+    def _on_timed(self, event: Mapping[str, Any]) -> None:
+        """What a trial's turn took besides training; kept for the reader."""
+
     def _decide(self, event: Mapping[str, Any], verdict: Any) -> TrialState:
         trial = self.trials[event["trial"]]
         trial.verdicts[event["rung"]] = verdict

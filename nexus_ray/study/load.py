@@ -144,7 +144,7 @@ def _size_faults(study: Study) -> Iterator[Fault]:
         yield Fault("search.trials", f"={search.trials}, but the space has {size} points; set {size}, or kind: grid")
 
 
-def _points(study: Study) -> Iterator[Point]:
+def points_to_check(study: Study) -> Iterator[Point]:
     """The points whose configs are built, most telling first."""
     space, search = study.space, study.config.search
     for name in space.knobs:
@@ -158,7 +158,7 @@ def _point_faults(study: Study) -> Iterator[Fault]:
     """What the run refuses at points of the space; each line once, with the first point that shows it."""
     found: dict[str, list[Point]] = {}
     seen: set[str] = set()
-    for point in islice(_points(study), MOST_CHECKED):
+    for point in islice(points_to_check(study), MOST_CHECKED):
         if point.id in seen:
             continue
         seen.add(point.id)

@@ -46,7 +46,7 @@ class Objectives:
     """What a trial is judged by, at one evaluation."""
 
     new: float
-    """Score of the stage's new domains: mean negated bits per byte on held-out text; higher is better."""
+    """Score of the domains learned so far: mean negated bits per byte on held-out text; higher is better."""
     forgetting: float
     """Largest loss of an earlier domain or anchor in bits per byte since its best score; lower is better."""
     cost: float

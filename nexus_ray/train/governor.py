@@ -1,4 +1,5 @@
-"""The worker's side of control: every evaluation of a controlled stage is read, decided on and logged.
+"""The worker's side of control: every evaluation of a controlled stage is read, decided on and logged; that of a
+watched one is reported, and answered.
 
 `control.jsonl` is written before its decision takes effect, one line per evaluation; the last line of a (stage,
 attempt, step) counts. The driver appends what was decided to the plan, which is what a stage follows: up to the plan's
@@ -20,6 +21,7 @@ from nexus_ray.stream.plan import Segment
 from nexus_ray.stream.rows import StageStream
 from nexus_ray.train.agree import WorkerContext
 from nexus_ray.train.control import Action, Controller, Kind, Reading, Setting
+from nexus_ray.train.watch import Answer
 
 if TYPE_CHECKING:
     from nexus_ray.train.engine import Engine
@@ -66,18 +68,22 @@ def pending(lines: Mapping[int, Mapping[str, Any]], settings: Sequence[Setting])
 
 
 class Governor:
-    """Evaluates a stage while it runs and, where it is controlled, decides and logs; all workers call it together."""
+    """Evaluates a stage while it runs; where it is controlled, decides and logs; where it is watched, asks. All workers
+    call it together."""
 
     def __init__(self, job: StageJob, context: WorkerContext, engine: Engine, step: int) -> None:
         """`step`: where this worker begins or goes on."""
         self._job, self._context = job, context
         self._desk: _Desk | None = None
         self._action: Action | None = None
-        if job.control is None:
-            return
-        if step == 0:
+        self.answer: Answer = "continue"
+        """What whoever watches the stage answered to its last evaluation."""
+        unknown = job.control is not None or (job.watch is not None and not job.watch.start_known)
+        if step == 0 and unknown:
             job.hooks.begin(engine.module, context)
             engine.engine.train()
+        if job.control is None:
+            return
         if context.rank == 0:
             self._desk = _Desk(job, step)
         self._action = context.gather(self._desk.waiting if self._desk else None)[0]
@@ -87,15 +93,27 @@ class Governor:
         """Whether the plan is to be changed before the next step."""
         return self._action is not None
 
-    def evaluate(self, engine: Engine, step: int) -> dict[str, float]:
+    def evaluate(self, engine: Engine, step: int, signals: Mapping[str, float]) -> dict[str, float]:
         """Metrics of the evaluation after `step` steps; those of control on rank 0, which decides for all."""
         found = self._job.hooks.during(engine.module, self._context)
         engine.engine.train()
+        if self._job.watch is not None:
+            self.answer = self._context.gather(self._context.agreed(partial(self._ask, step, found, signals)))[0]
         if self._job.control is None:
             return found
         metrics, action = self._context.agreed(partial(self._look, step))
         self._action = self._context.gather(action)[0]
         return {**found, **metrics}
+
+    def _ask(self, step: int, found: Mapping[str, float], signals: Mapping[str, float]) -> Answer:
+        """Rank 0's answer; the others' is not looked at."""
+        watch, stream = self._job.watch, self._job.stream
+        if self._context.rank or watch is None or stream is None:
+            return "continue"
+        lost = {name: drift for name, (drift, _) in self._job.hooks.drifts(list(watch.debts)).items()}
+        bits = {name: found[f"eval/bits_per_byte/{name}"] for name in watch.learned}
+        tokens = step * stream.rows_per_step * stream.plan.seq_len
+        return watch.watcher(watch.evaluated(step, tokens, bits=bits, lost=lost, signals=signals))
 
     def _look(self, step: int) -> tuple[dict[str, float], Action | None]:
         if self._desk is None or self._job.control is None:

@@ -43,6 +43,7 @@ from nexus_ray.train.losses import domain_sums, row_weights, weighted_sum
 from nexus_ray.train.schedule import factor
 from nexus_ray.train.stop import StopWatch
 from nexus_ray.train.teacher import Teacher, TeacherInfo, replayed_rows, write_teacher
+from nexus_ray.train.watch import Watch
 
 PROBE_ROWS = 4
 """Rows that the check of an expanded model's first step reads, of old and of new text."""
@@ -70,6 +71,8 @@ class StageJob:
     """The stages before this one, first to last; it starts where the last one ended."""
     control: Control | None = None
     """What the stage is controlled by while it runs."""
+    watch: Watch | None = None
+    """Who is told of its evaluations, and may pause or stop it."""
     called: float = field(default_factory=time.time)
     """Unix seconds at the call of `fit`."""
 
@@ -269,8 +272,11 @@ class _Stage:
             stop = self._step(step, watch)
             step += 1
             self.feed.start(step + 1)  # what it needs to start up would only delay the first step
-            if stop or (self.saved_step != step and (self.governor.acts or step in self.openings)):
+            held = self.governor.answer != "continue"
+            if stop or (self.saved_step != step and (held or self.governor.acts or step in self.openings)):
                 self._save(step)
+            if held:
+                return {"held": self.governor.answer, "step": step, "train_seconds": round(time.time() - began, 2)}
             if step in self.openings and not stop and not self.governor.acts:
                 self._restore()
             if stop:
@@ -384,7 +390,10 @@ class _Stage:
             more["train/kl"] = kl / max(1.0, float(sums[replayed, 1].sum()))
         every = self.config.evaluation.every_steps
         if every and (step + 1) % every == 0 and step + 1 < stream.steps:
-            more |= self.governor.evaluate(self.engine, step + 1)
+            signals = {"loss": float(sums[:, 0].sum() / sums[:, 1].sum())}
+            if self.engine.grad_norm is not None:
+                signals["grad_norm"] = self.engine.grad_norm
+            more |= self.governor.evaluate(self.engine, step + 1, signals)
         if self.context.rank == 0:
             line = step_line(
                 self.job,

@@ -24,6 +24,7 @@ ORDER = (
     ("study",),
     ("tracking_study",),
     ("steer",),
+    ("watching",),
     ("roadmap",),
     ("tune",),
     ("report",),

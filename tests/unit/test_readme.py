@@ -12,7 +12,9 @@ import yaml
 from nexus_ray.cli import VERBS, build_parser
 from nexus_ray.config import load_config, parse_config
 from nexus_ray.config.source import apply_overrides
+from nexus_ray.config.study import StudyConfig
 from nexus_ray.grid import load_grid
+from nexus_ray.study.load import load_study
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -53,6 +55,8 @@ def check_verb(words: list[str]) -> None:
         return
     if args.verb == "grid":
         assert load_grid(ROOT / config)[1]
+    elif args.verb == "tune":
+        assert load_study(ROOT / config).config.name
     else:
         assert load_config(ROOT / config, args.overrides).name
 
@@ -76,6 +80,9 @@ def test_every_verb_is_in_the_table_as_the_command_line_describes_it() -> None:
 @pytest.mark.parametrize("block", [text for kind, text in BLOCKS if kind == "yaml"])
 def test_a_piece_of_config_fits_into_the_demo(block: str) -> None:
     piece = yaml.safe_load(block)
+    if "space" in piece:
+        assert StudyConfig.model_validate(piece).name
+        return
     tree = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())
     if "domains" in piece:  # stands for the demo's own
         tree["model"].pop("tokenizer")

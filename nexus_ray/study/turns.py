@@ -1,0 +1,204 @@
+"""Who runs next and what came of it, for a runner with several threads: the course of a study behind one lock.
+
+A trial has a turn each time it is run: from its start, or from where it was paused, up to whatever it is told. What a
+turn took besides training is measured here, by the clock of the driver, and logged. Imports no Ray.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nexus_ray.config import RunConfig
+from nexus_ray.study.course import Answer, Course, Job
+from nexus_ray.study.history import ENDED, Event
+from nexus_ray.study.load import Study
+from nexus_ray.study.records import Objectives, Report, Trial
+from nexus_ray.train.watch import Evaluated
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A trial's process asks what to run; it is answered with a config."""
+
+    trial: str
+
+
+@dataclass(frozen=True)
+class Told:
+    """A trial was evaluated; it is answered whether to go on."""
+
+    trial: str
+    evaluated: Evaluated
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A turn is over."""
+
+    trial: str
+    outcome: Literal["finished", "paused", "stopped", "interrupted", "failed", "broken"]
+    """`broken`: with an error of the machinery rather than of the run; tried again before it is told."""
+    reason: str | None = None
+    end: Evaluated | None = None
+    """What a finished trial came to."""
+    first_step: float | None = None
+    """When the first optimizer step of the turn began (Unix seconds)."""
+    last_step: float | None = None
+    """When its last one ended."""
+
+
+Message = Wanted | Told | Ended
+
+
+class Turns:
+    """The turns of a study's trials. Every method may be called from any thread."""
+
+    def __init__(
+        self,
+        study: Study,
+        *,
+        events: Sequence[Event],
+        write: Callable[[Event], None],
+        say: Callable[[str], None] = lambda text: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._study, self._say, self._clock = study, say, clock
+        self._lock = threading.RLock()
+        self._write_event = write
+        self._course = Course(study, events=events, write=self._write)
+        self._started: dict[str, float] = {}
+        self._waited: dict[str, float] = {}
+        self._free: list[float] = []  # when the places that are free now became so
+        self._closing = False
+
+    def next(self) -> Job | Literal["wait", "over"]:
+        """The trial to run in a free place, or that there is none now, or that nothing runs and none is to begin."""
+        with self._lock:
+            job = None if self._closing else self._course.next()
+            if job is None:
+                return "wait" if self._started else "over"
+            self._started[job.trial] = now = self._clock()
+            if self._free:
+                self._waited[job.trial] = now - self._free.pop(0)
+            return job
+
+    def close(self) -> None:
+        """Let no more turns begin."""
+        with self._lock:
+            self._closing = True
+
+    def running(self) -> list[str]:
+        """Trials whose turn it is."""
+        with self._lock:
+            return list(self._started)
+
+    def trials(self) -> list[Trial]:
+        with self._lock:
+            return self._course.trials()
+
+    def config(self, trial: str) -> RunConfig:
+        """What a trial runs."""
+        found = self._trial(trial)
+        return self._study.config_of(found.point, found.seed)
+
+    def answer(self, message: Message) -> Answer | RunConfig | None:
+        """Take in what a trial's process says; returns what it is answered."""
+        with self._lock:
+            if isinstance(message, Wanted):
+                return self.config(message.trial)
+            if isinstance(message, Told):
+                if self._trial(message.trial).status in ENDED:  # told before, by a process that died since
+                    return "stop"
+                return self._course.report(message.trial, _report(message.evaluated))
+            self._end(message)
+            return None
+
+    def lost(self, trial: str) -> None:
+        """The process of a turn has died for good."""
+        with self._lock:
+            if trial in self._started:
+                self._end(Ended(trial, "failed", "its process died, and died again when it was started anew"))
+
+    def fail(self, trial: str, reason: str) -> None:
+        """A turn cannot begin."""
+        with self._lock:
+            self._end(Ended(trial, "failed", reason))
+
+    def retry(self) -> None:
+        """Have all failed trials run again."""
+        with self._lock:
+            self._course.retry([trial.id for trial in self._course.trials() if trial.status == "failed"])
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _end(self, message: Ended) -> None:
+        if message.trial not in self._started:
+            return
+        if self._trial(message.trial).status not in ENDED:
+            if message.outcome == "finished" and message.end is not None:
+                self._course.finish(message.trial, _report(message.end))
+            elif message.outcome in ("failed", "broken"):
+                self._course.fail(message.trial, message.reason or "no reason given")
+        self._time(message, self._started.pop(message.trial))
+
+    def _time(self, message: Ended, started: float) -> None:
+        now = self._clock()
+        self._free.append(now)
+        spans = {
+            "to_first_step_s": message.first_step and message.first_step - started,
+            "after_last_step_s": message.last_step and now - message.last_step,
+            "since_last_end_s": self._waited.pop(message.trial, None),
+            "seconds": now - started,
+        }
+        known = {name: round(span, 2) for name, span in spans.items() if span is not None}
+        self._write({"event": "timed", "trial": message.trial, **known})
+
+    def _trial(self, trial: str) -> Trial:
+        return next(each for each in self.trials() if each.id == trial)
+
+    def _write(self, event: Event) -> None:
+        self._write_event(event)
+        if text := self._line(event):
+            self._say(text)
+
+    def _line(self, event: Event) -> str | None:
+        """An event for a person."""
+        kind = event["event"]
+        if kind == "planned":
+            return f"point {self._short(event['params'])} planned"
+        if kind == "reported":
+            scores, tokens = Objectives(**event["report"]["objectives"]), event["report"]["tokens"]
+            return f"{event['trial']}: {tokens:,} tokens, new {scores.new:.4f}, forgetting {scores.forgetting:.4f}"
+        if kind in ("promoted", "stopped"):
+            return f"{event['point']}: {kind}; {event['reason']}"
+        if kind in ("paused", "continued"):
+            return f"{event['trial']}: {kind} at rung {event['rung']}; {event['reason']}"
+        if kind == "failed":
+            return f"{event['trial']}: failed; {event['reason']}"
+        if kind == "started":
+            return f"{event['trial']}: started"
+        return f"{event['trial']}: finished" if kind == "finished" else None
+
+    def _short(self, params: dict[str, Any]) -> str:
+        return ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in params.items())
+
+
+def _report(evaluated: Evaluated) -> Report:
+    objectives = Objectives(evaluated.new, evaluated.forgetting, evaluated.cost)
+    return Report(evaluated.step, evaluated.tokens, objectives, dict(evaluated.signals))
+
+
+def overheads(events: Iterable[Event]) -> dict[str, dict[str, float]]:
+    """Median and most of what turns took besides training, in seconds, by kind; {} before the first turn has ended."""
+    spans: dict[str, list[float]] = {}
+    for event in events:
+        if event["event"] == "timed":
+            for name, value in event.items():
+                if name.endswith("_s"):
+                    spans.setdefault(name, []).append(value)
+    return {name: {"median": statistics.median(values), "most": max(values)} for name, values in spans.items()}

@@ -1,0 +1,282 @@
+"""A study's trials on Ray Tune: every turn is a Tune trial, whose process is the driver of a real Ray Train run.
+
+How Tune is driven, and why. Tune's `Searcher` asks the study's own course what to run next, so that Tune places,
+starts, restarts and counts the processes, and decides nothing: its schedulers end a trial by killing its actor, which
+leaks the placement group of the Train run inside and then hangs (ray-project/ray#54305), and its pause needs a Tune
+checkpoint, which a Train run inside does not give. So a trial that is paused at a rung *ends* its turn, with its own
+checkpoint, and a promoted one gets another turn, which goes on from there exactly. What Tune writes is thrown away; the
+study's log alone says how a study goes on.
+
+A trial's process asks Tune for a hundredth of a CPU, since its work is done by its training workers: those are placed
+by Ray Train, and no more turns run at once than always find room for theirs (`nexus_ray.study.placement`).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from nexus_ray.config import RunConfig
+from nexus_ray.corpora.prepare import find_prepared, prepare
+from nexus_ray.errors import ConfigError, DataError, Interrupted, TrainingError
+from nexus_ray.models.local import with_local_model
+from nexus_ray.session import LOCAL_HEAD
+from nexus_ray.storage import Storage
+from nexus_ray.study.course import Job
+from nexus_ray.study.placement import DRIVER_CPUS
+from nexus_ray.study.turns import Turns
+from nexus_ray.train.stop import STOP_FILE
+from nexus_ray.tune.box import Box, Line
+from nexus_ray.tune.trial import run_turn
+
+QUIET_TUNE = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # whose tables come even when nothing is to be said
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the study has its own record
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the driver's, which has checkpoints written
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+RETRIES = 1
+"""How often a turn whose process died is tried again on a cluster, where Ray frees what the dead one held."""
+POLL_S = 0.2
+
+Say = Callable[[str], None]
+
+
+def run_trials(
+    turns: Turns,
+    folder: Storage,
+    *,
+    slots: int,
+    say: Say,
+    report: Callable[[Storage], Any] | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
+    """Run a study's turns on the connected cluster, at most `slots` at once, until none is left.
+
+    `folder` is the study's; `report` is called with the folder of a run at the end of each turn; `meanwhile` is called
+    in this thread again and again.
+
+    Raises Interrupted after Ctrl-C or SIGTERM, once every running trial has written a checkpoint.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    name = f"nexus-study-{secrets.token_hex(6)}"
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    box = ray.remote(num_cpus=0)(Box).options(name=name, scheduling_strategy=here).remote()
+    work = _Work(turns, folder.child("control"), box, name=name, slots=slots, say=say, report=report)
+    with _asked_to_stop() as asked, _environment():
+        threads = [threading.Thread(target=work.guarded, args=(each,), daemon=True) for each in (work.serve, work.tune)]
+        for thread in threads:
+            thread.start()
+        told = False
+        while threads[1].is_alive() and work.error is None:
+            threads[1].join(POLL_S)
+            meanwhile()
+            if asked.is_set():
+                if not told:
+                    say("stopping: running trials end after their step, with a checkpoint; again ends at once")
+                    told = True
+                turns.close()
+                _stop_runs(turns)
+        work.done.set()
+        if work.error is not None:
+            raise work.error
+        threads[0].join()  # in the middle of a call to Ray it would keep Ray from ending
+        ray.kill(box)
+    if asked.is_set():
+        raise Interrupted("the study was stopped, running trials with a checkpoint; the same command goes on there")
+
+
+class _Work:
+    """What the threads share."""
+
+    def __init__(
+        self,
+        turns: Turns,
+        place: Storage,
+        box: Any,
+        *,
+        name: str,
+        slots: int,
+        say: Say,
+        report: Callable[[Storage], Any] | None,
+    ) -> None:
+        self.turns, self.place, self.box, self.name = turns, place, box, name
+        self.slots, self.say, self.report = slots, say, report
+        self.done = threading.Event()
+        self.error: BaseException | None = None
+
+    def guarded(self, action: Callable[[], None]) -> None:
+        """Run a thread's work; what goes wrong ends the study in the main thread."""
+        try:
+            action()
+        except BaseException as error:  # raised again by `run_trials`
+            if not self.done.is_set():
+                self.error = error
+
+    def serve(self) -> None:
+        """Answer trials, one message after the other."""
+        import ray
+
+        waiting = self.box.take.remote()
+        while not self.done.is_set():
+            ready, _ = ray.wait([waiting], timeout=1.0)
+            if ready:
+                number, message = ray.get(waiting)
+                self.box.answer.remote(number, self.turns.answer(message))
+                waiting = self.box.take.remote()
+
+    def hand_out(self) -> Job | str:
+        """The next turn whose data is there."""
+        while True:
+            job = self.turns.next()
+            if isinstance(job, str):
+                return job
+            try:
+                ready(self.turns.config(job.trial), self.say)
+            except (ConfigError, DataError) as error:
+                self.turns.fail(job.trial, str(error))
+                continue
+            return job
+
+    def lost(self, trial: str) -> None:
+        """The process of a turn has died, again and again where Tune tries again.
+
+        On a local head what it held of the cluster is not freed before the head ends: so the study ends with it.
+        """
+        if LOCAL_HEAD not in os.environ:
+            self.turns.lost(trial)
+            return
+        self.error = TrainingError(
+            f"the process of trial {trial} died, for want of memory perhaps, and what it held cannot be freed while "
+            f"this Ray runs; the same command goes on with the study (fewer at once: max_concurrent)"
+        )
+
+    def tune(self) -> None:
+        """Ray Tune's own loop."""
+        from ray import tune
+
+        line, report = self.name, self.report
+
+        def turn(settings: dict[str, Any]) -> dict[str, Any]:
+            return run_turn(Line(line, settings["trial"]), report=report)
+
+        self.place.delete("tune")
+        tuner = tune.Tuner(
+            tune.with_resources(turn, {"CPU": DRIVER_CPUS}),
+            tune_config=tune.TuneConfig(
+                search_alg=_searcher(self),
+                num_samples=-1,
+                max_concurrent_trials=self.slots,
+                reuse_actors=True,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=self.place.uri,
+                failure_config=tune.FailureConfig(max_failures=0 if LOCAL_HEAD in os.environ else RETRIES),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+        self.place.delete("tune")
+
+
+def _trial_name(trial: Any) -> str:
+    return f"{trial.config['trial']}-{trial.trial_id}"
+
+
+def _searcher(work: _Work) -> Any:
+    """The study's course as Tune sees it."""
+    from ray.tune.search import Searcher
+
+    class Course(Searcher):
+        def __init__(self) -> None:
+            super().__init__(metric=None, mode=None)
+            self.trials: dict[str, str] = {}
+
+        def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+            job = work.hand_out()
+            if isinstance(job, str):
+                return Searcher.FINISHED if job == "over" else None
+            self.trials[trial_id] = job.trial
+            return {"trial": job.trial}
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            trial = self.trials.pop(trial_id, None)
+            if error and trial is not None:
+                work.lost(trial)
+
+        def save(self, checkpoint_path: str) -> None:
+            """Nothing: the study's log has it."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """Nothing either."""
+
+        def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+            """Nothing."""
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> Course:
+            return self
+
+        def __reduce__(self) -> tuple[type[Searcher], tuple[()]]:
+            return Searcher, ()  # Tune pickles it into a file that nobody reads
+
+    return Course()
+
+
+def ready(config: RunConfig, say: Say) -> None:
+    """Build what a trial reads, if that is not there. Done here: inside of Tune's placement group a data task would
+    wait without end for a CPU."""
+    local = with_local_model(config, progress=say)
+    if find_prepared(local) is None:
+        prepare(local, progress=say)
+
+
+def _stop_runs(turns: Turns) -> None:
+    """Ask every running trial to stop: again and again, since a stage that begins forgets earlier requests."""
+    for trial in turns.running():
+        config = turns.config(trial)
+        run = Storage(config.storage).child(config.name)
+        if not run.exists(*STOP_FILE):
+            run.write_text("the study stops", *STOP_FILE)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """Set by Ctrl-C and SIGTERM; a second Ctrl-C ends at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def handler(number: int, frame: Any) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    added = {key: value for key, value in QUIET_TUNE.items() if key not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for key in added:
+            del os.environ[key]
