@@ -15,7 +15,7 @@ import pytest
 from tests.faults.runs import Driver, until
 from tests.tuned import STEPS, decided, events, finished, record, write_tiny_study
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def start(folder: Path, name: str, drivers: list[Driver]) -> Driver:
@@ -39,11 +39,9 @@ def ended(driver: Driver) -> int:
 
 
 def scores(folder: Path, name: str) -> dict[str, bytes]:
-    """What each run came to, by trial."""
-    return {
-        place.name.removeprefix(f"{name}-"): (place / "scores.json").read_bytes()
-        for place in (folder / "runs").glob(f"{name}-*-s0")
-    }
+    """What each finished run came to, by trial."""
+    files = (folder / "runs").glob(f"{name}-*-s0/scores.json")
+    return {file.parent.name.removeprefix(f"{name}-"): file.read_bytes() for file in files}
 
 
 def kill(driver: Driver) -> None:
@@ -53,7 +51,7 @@ def kill(driver: Driver) -> None:
     driver.wait()
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, 5])
 def test_a_killed_study_ends_as_an_undisturbed_one(tmp_path: Path, drivers: list[Driver], kills: int) -> None:
     seed = random.randrange(2**32)
     chosen = random.Random(seed)
@@ -77,6 +75,7 @@ def test_a_killed_study_ends_as_an_undisturbed_one(tmp_path: Path, drivers: list
     last = start(tmp_path, "killed", drivers)
     assert ended(last) == 0, f"seed {seed}\n{last.log()}"
     assert decided(events(tmp_path, "killed")) == decided(whole), f"seed {seed}"
+    assert len(scores(tmp_path, "whole")) == 2
     assert scores(tmp_path, "killed") == scores(tmp_path, "whole"), f"seed {seed}"
     assert (record(tmp_path, "killed") / "results.csv").read_text() == (
         record(tmp_path, "whole") / "results.csv"

@@ -23,7 +23,7 @@ from tests.faults.runs import Driver, until
 from tests.jobs import job_file
 from tests.ledger_job import logged
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.fault, pytest.mark.slow, pytest.mark.timeout(3000)]
 PROMPTS, CANDIDATES, ITEMS = 60, 2, 10
 REQUESTS = PROMPTS * CANDIDATES
 
@@ -55,7 +55,7 @@ def reached(driver: Driver, place: Path, wanted: int) -> None:
     until(lambda: driver.process.poll() is not None or answers(place) >= wanted, "answers")
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, 30])
 def test_killed_at_random_points_the_job_ends_with_the_same_rows(tmp_path: Path, kills: int) -> None:
     seed = random.randrange(2**32)
     chosen = random.Random(seed)

@@ -118,6 +118,7 @@ def test_a_wider_space_goes_on_without_touching_what_is_done(whole: Path) -> Non
     assert base_fits(whole) == 1
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_recorded_and_leaves_the_others_alone(tmp_path: Path) -> None:
     strict = {"continual.max_forgetting": 1e-9, "continual.on_forgetting": "stop", RATIO: 0.0}
     space = {"gate": {"options": {"bad": strict, "fine": {}}}}
@@ -139,7 +140,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[int]:
     ray.shutdown()
 
 
-CLUSTERS = [3, pytest.param(4, marks=pytest.mark.slow), pytest.param(6, marks=pytest.mark.slow)]
+CLUSTERS = [pytest.param(count, marks=pytest.mark.slow) for count in (3, 4, 6)]
 
 
 @pytest.mark.parametrize("cluster", CLUSTERS, indirect=True)
