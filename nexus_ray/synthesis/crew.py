@@ -99,6 +99,7 @@ class ShardWorker:
                 self._work(int(row["shard"]))
         except NexusError as error:
             outcome = error
+            self._stop.asked = True  # what ended one shard would end the next, at the cost of its requests
         return {"shard": row["shard"], "outcome": pickle.dumps(outcome)}
 
     def _work(self, shard: int) -> None:
@@ -143,14 +144,14 @@ class _StopFile:
 
     def __init__(self, ledger: Storage) -> None:
         self._ledger = ledger
-        self._asked = False
+        self.asked = False
         self._next = 0.0
 
     def __call__(self) -> bool:
         now = time.monotonic()
-        if not self._asked and now >= self._next:
-            self._asked, self._next = self._ledger.exists(*STOP_FILE), now + 1.0
-        return self._asked
+        if not self.asked and now >= self._next:
+            self.asked, self._next = self._ledger.exists(*STOP_FILE), now + 1.0
+        return self.asked
 
 
 def start_doors(spec: JobSpec, saved: Any) -> Any:
