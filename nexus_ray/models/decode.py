@@ -1,13 +1,13 @@
 """Continuous batching: many sequences are written at once, and one that ends makes room for the next at once.
 
-Keys and values of all sequences lie in one buffer, right-aligned at a common column where the next token goes: columns
-carry no meaning of their own, since keys are rotated by their position before they are stored. So a step is one
-forward pass with one mask, whatever the sequences' lengths.
+A step is one forward pass over the last tokens of all sequences. Only attention tells them apart: sequences whose
+prompts were read together form a cohort, with keys and values of its own, as long as its own longest sequence; so a
+new sequence does not attend over as many columns as the oldest one has. What prompts have in common is read once.
 
 Invariant: a sequence's tokens follow from its prompt, its settings and its key alone, but for rounding: kernels may add
 in another order when other sequences share the batch.
 
-Legend: N slots, T columns, V vocabulary, K candidates.
+Legend: N sequences, n those of a cohort, T columns, V vocabulary, K candidates.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,19 @@ from torch import Tensor
 
 from nexus_ray.errors import ConfigError
 
+ATTENTION = "nexus_cohorts"
+"""Name of `attend` among the attention functions of `transformers`."""
 CANDIDATES = (256, 4096)
 """Most probable tokens looked at first, and then; only where these hold less than `top_p` is the whole vocabulary
 sorted, which takes as long as a tenth of a forward pass of a small model."""
-FIRST_COLUMNS = 256
+GROWTH = 128
+"""Columns that a cohort's buffers gain at a time."""
+READ_TOKENS = 8192
+"""Prompt tokens read in one pass, so that memory does not grow with the number of slots."""
 REFILL_SHARE = 8
 """Prompts are read in groups, when so many slots (one in ...) are free: a lone one would leave the others waiting."""
+SHARED_TOKENS = 16
+"""A beginning that prompts of a group have in common is read by itself if it is as long as this."""
 
 
 @dataclass(frozen=True)
@@ -59,58 +67,105 @@ class Written:
 
 
 @dataclass
-class _Slot:
+class _Sequence:
     job: Job
     uniform: np.ndarray
-    start: int
-    """Column of the prompt's first token."""
-    position: int
-    """Of the next token."""
     tokens: list[int] = field(default_factory=list)
 
 
-class SlotCache:
-    """What attention layers read and write in a step: columns `begin` to `end` of every slot, the last one new."""
+class Cohort:
+    """Sequences whose prompts were read together; row i of every buffer is sequence i's."""
 
-    def __init__(self) -> None:
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
-        self.begin = self.end = 0
+    def __init__(self, jobs: Sequence[Job], keys: list[Tensor], values: list[Tensor], seen: Tensor) -> None:
+        """`keys`, `values`: by layer, [n, heads, T, dim], of the prompts; `seen` [n, T]: False where a row has none."""
+        self.sequences = [_Sequence(job, uniforms(job.key, job.max_tokens)) for job in jobs]
+        self.end = seen.shape[1]
+        self._keys, self._values, self._seen = keys, values, seen
+        self.bias = torch.empty(0)
+        self.reached: set[int] = set()
+        """Layers that have stored the present column."""
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Store [N, heads, 1, dim] in the last column; all columns, [N, heads, T, dim]."""
-        own_keys, own_values = self.keys[layer], self.values[layer]
-        own_keys[:, :, self.end - 1] = keys[:, :, 0]
-        own_values[:, :, self.end - 1] = values[:, :, 0]
-        return own_keys[:, :, self.begin : self.end], own_values[:, :, self.begin : self.end]
+    def open_column(self) -> None:
+        """Room for one more token of every sequence; `bias` [n, 1, 1, T] is what a step adds to attention's scores."""
+        if self.end == self._seen.shape[1]:
+            self._keys, self._values = list(map(self._grown, self._keys)), list(map(self._grown, self._values))
+            fresh = self._seen.new_ones(len(self.sequences), GROWTH)
+            self._seen = torch.cat([self._seen[: len(self.sequences)], fresh], dim=1)
+        self.end += 1
+        self.reached.clear()
+        seen = self._seen[: len(self.sequences), None, None, : self.end]
+        self.bias = torch.zeros_like(seen, dtype=self._keys[0].dtype).masked_fill_(~seen, float("-inf"))
 
-    def get_seq_length(self, *_: Any) -> int:
-        return self.end - 1 - self.begin
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the new tokens' [n, heads, 1, dim] into the present column; all columns so far, [n, heads, T, dim]."""
+        count = len(self.sequences)
+        own_keys, own_values = self._keys[layer][:count, :, : self.end], self._values[layer][:count, :, : self.end]
+        own_keys[:, :, -1:], own_values[:, :, -1:] = keys, values
+        self.reached.add(layer)
+        return own_keys, own_values
 
-    @property
-    def capacity(self) -> int:
-        return self.keys[0].shape[2] if self.keys else 0
+    def drop(self, row: int) -> None:
+        """Forget a sequence; the last one takes its row."""
+        last = len(self.sequences) - 1
+        if row != last:
+            for buffer in (*self._keys, *self._values):
+                buffer[row, :, : self.end] = buffer[last, :, : self.end]
+            self._seen[row] = self._seen[last]
+            self.sequences[row] = self.sequences[last]
+        self.sequences.pop()
 
-    def move(self, offset: int, capacity: int, slots: Sequence[int] | None = None) -> None:
-        """All columns by `offset` into buffers of `capacity` columns, keeping `slots` (default: all)."""
-        for buffers in (self.keys, self.values):
-            for layer, old in enumerate(buffers):
-                rows = old if slots is None else old[list(slots)]
-                new = old.new_zeros(rows.shape[0], old.shape[1], capacity, old.shape[3])
-                new[:, :, self.begin + offset : self.end + offset] = rows[:, :, self.begin : self.end]
-                buffers[layer] = new
-        self.begin, self.end = self.begin + offset, self.end + offset
+    def _grown(self, buffer: Tensor) -> Tensor:
+        _, heads, columns, dim = buffer.shape
+        grown = buffer.new_zeros(len(self.sequences), heads, columns + GROWTH, dim)
+        grown[:, :, :columns] = buffer[: len(self.sequences)]
+        return grown
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    cohorts: Sequence[Cohort] | None = None,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """`transformers`' own SDPA attention; with `cohorts`, that of each one's rows over what it has stored.
+
+    `query` [N, heads, 1, dim] with rows in the cohorts' order; the result is [N, 1, heads, dim].
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if cohorts is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    parts, first = [], 0
+    for cohort in cohorts:
+        rows = slice(first, first := first + len(cohort.sequences))
+        stored = cohort.store(module.layer_idx, key[rows], value[rows])
+        parts.append(sdpa_attention_forward(module, query[rows], *stored, cohort.bias, **settings)[0])
+    return torch.cat(parts), None
 
 
 class Decoder:
-    """A causal LM that writes many sequences; `run` may be called again and again, not twice at once."""
+    """A causal LM that writes many sequences; `run` may be called again and again, not twice at once.
+
+    The model's attention becomes `attend`, which is its SDPA for everybody else.
+    """
 
     def __init__(self, model: Any, *, slots: int, end_tokens: Iterable[int]) -> None:
+        """`slots`: sequences written at once.
+
+        Raises:
+            ConfigError: the model's layers do not fit.
+        """
         check_decodable(model)
+        _use_cohorts(model)
         self.model = model.eval()
         self.slots = slots
         self.end_tokens = frozenset(end_tokens)
         self.device = model.get_input_embeddings().weight.device
+        self.layers = set(range(model.config.get_text_config().num_hidden_layers))
         self.steps = 0
         """Forward passes of all calls so far, those that read prompts included."""
 
@@ -122,8 +177,7 @@ class Decoder:
             ConfigError: a prompt is empty.
         """
         source, waiting = iter(jobs), deque[Job]()
-        self.cache, self.active = SlotCache(), dict[int, _Slot]()
-        self.width = self.slots
+        self.cohorts: list[Cohort] = []
         more = True
         while True:
             while more and len(waiting) < self.slots:
@@ -131,135 +185,124 @@ class Decoder:
                 more = drawn is not None
                 if drawn is not None:
                     waiting.append(drawn)
-            free = self.width - len(self.active)
-            if waiting and (free >= max(1, self.slots // REFILL_SHARE) or not self.active):
-                self._widen(min(self.slots, len(self.active) + len(waiting)))
-                group = [waiting.popleft() for _ in range(min(len(waiting), self.width - len(self.active)))]
-                yield from self._read(group)
-            elif not self.active:
+            free = self.slots - sum(len(cohort.sequences) for cohort in self.cohorts)
+            if waiting and (free >= max(1, self.slots // REFILL_SHARE) or not self.cohorts):
+                while waiting and free:
+                    group = _group(waiting, free)
+                    free -= len(group)
+                    yield from self._read(group)
+            elif not self.cohorts:
                 return
             else:
-                if not waiting and not more and 2 * len(self.active) <= self.width:
-                    self._narrow()
                 yield from self._step()
 
     # --- prompts ------------------------------------------------------------------------------------------------
 
     def _read(self, group: Sequence[Job]) -> Iterator[Written]:
-        """Read prompts side by side, put their keys and values into free slots, and write their first token."""
+        """Read prompts side by side as a new cohort, each distinct one once, and write their first tokens."""
         from transformers import DynamicCache
 
-        if any(not job.prompt for job in group):
+        prompts = list(dict.fromkeys(tuple(job.prompt) for job in group))
+        if () in prompts:
             raise ConfigError("an empty prompt gives a model nothing to continue; begin it with one token at least")
-        longest = max(len(job.prompt) for job in group)
-        ids = torch.zeros(len(group), longest, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, job in enumerate(group):
-            ids[row, longest - len(job.prompt) :] = torch.tensor(job.prompt)
-            mask[row, longest - len(job.prompt) :] = 1
+        common = _common(prompts)
+        longest = max(map(len, prompts))
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        seen = torch.zeros(len(prompts), longest, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            rest = longest - len(prompt) + common  # the gap lies behind the common beginning
+            ids[row, :common], seen[row, :common] = torch.tensor(prompt[:common]), True
+            ids[row, rest:], seen[row, rest:] = torch.tensor(prompt[common:]), True
+        ids, seen = ids.to(self.device), seen.to(self.device)
+        positions = (seen.cumsum(1) - 1).clamp(min=0)
         read = DynamicCache()
-        logits = self.model(
-            input_ids=ids.to(self.device),
-            attention_mask=mask.to(self.device),
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0).to(self.device),
+        if common:
+            self._forward(ids[:1, :common], position_ids=positions[:1, :common], past_key_values=read)
+            read.batch_repeat_interleave(len(prompts))
+        logits = self._forward(
+            ids[:, common:],
+            position_ids=positions[:, common:],
+            attention_mask=seen.long(),
             past_key_values=read,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        self.steps += 1
-        self._make_room(read, longest)
-        slots = [slot for slot in range(self.width) if slot not in self.active][: len(group)]
-        for row, (slot, job) in enumerate(zip(slots, group, strict=True)):
-            length = len(job.prompt)
-            columns = slice(self.cache.end - length, self.cache.end)
-            for layer, part in enumerate(read.layers):
-                self.cache.keys[layer][slot, :, columns] = part.keys[row, :, longest - length :]
-                self.cache.values[layer][slot, :, columns] = part.values[row, :, longest - length :]
-            self.active[slot] = _Slot(job, uniforms(job.key, job.max_tokens), columns.start, length)
-        self.cache.begin = min(slot.start for slot in self.active.values())
-        yield from self._take(slots, logits)
-
-    def _make_room(self, read: Any, length: int) -> None:
-        """Buffers, and so many columns to the left of the next one."""
-        cache = self.cache
-        if not cache.keys:
-            for part in read.layers:
-                shape = (self.width, part.keys.shape[1], max(FIRST_COLUMNS, 2 * length), part.keys.shape[3])
-                cache.keys.append(part.keys.new_zeros(shape))
-                cache.values.append(part.values.new_zeros(shape))
-            cache.begin = cache.end = length
-        elif cache.end < length:
-            offset = length - cache.end
-            cache.move(offset, cache.capacity + offset)
-            self._shifted(offset)
-
-    def _widen(self, width: int) -> None:
-        """Slots for so many sequences, if there are less (the buffers shrink when the work runs out, and may grow)."""
-        if width <= self.width:
-            return
-        for buffers in (self.cache.keys, self.cache.values):
-            for layer, old in enumerate(buffers):
-                buffers[layer] = torch.cat([old, old.new_zeros(width - self.width, *old.shape[1:])])
-        self.width = width
-
-    def _narrow(self) -> None:
-        """Only the slots in use, so that empty ones cost nothing at the end of the work."""
-        used = sorted(self.active)
-        self.cache.move(0, self.cache.capacity, used)
-        self.active = {place: self.active[slot] for place, slot in enumerate(used)}
-        self.width = len(used)
+        )
+        order = {prompt: row for row, prompt in enumerate(prompts)}
+        rows = torch.tensor([order[tuple(job.prompt)] for job in group], device=self.device)
+        keys, values = [layer.keys[rows] for layer in read.layers], [layer.values[rows] for layer in read.layers]
+        self.cohorts.append(Cohort(group, keys, values, seen[rows]))
+        yield from self._take(self.cohorts[-1:], logits[rows])
 
     # --- steps --------------------------------------------------------------------------------------------------
 
     def _step(self) -> Iterator[Written]:
         """One more token of every sequence."""
-        cache = self.cache
-        cache.begin = min(slot.start for slot in self.active.values())
-        if cache.end == cache.capacity:
-            used = cache.end - cache.begin
-            offset = -cache.begin
-            cache.move(offset, cache.capacity if used <= cache.capacity // 2 else 2 * cache.capacity)
-            self._shifted(offset)
-        cache.end += 1
-        ids = torch.zeros(self.width, 1, dtype=torch.long)
-        positions = torch.zeros(self.width, 1, dtype=torch.long)
-        starts = torch.full((self.width,), cache.end - 1)
-        for place, slot in self.active.items():
-            ids[place, 0], positions[place, 0], starts[place] = slot.tokens[-1], slot.position, slot.start
-            slot.position += 1
-        seen = torch.arange(cache.begin, cache.end) >= starts[:, None]
-        logits = self.model(
-            input_ids=ids.to(self.device),
-            attention_mask=seen[:, None, None, :].to(self.device),
-            position_ids=positions.to(self.device),
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
+        for cohort in self.cohorts:
+            cohort.open_column()
+        sequences = [sequence for cohort in self.cohorts for sequence in cohort.sequences]
+        ids = torch.tensor([[sequence.tokens[-1]] for sequence in sequences], device=self.device)
+        places = [[len(sequence.job.prompt) + len(sequence.tokens) - 1] for sequence in sequences]
+        logits = self._forward(ids, position_ids=torch.tensor(places, device=self.device), cohorts=self.cohorts)
+        if any(cohort.reached != self.layers for cohort in self.cohorts):
+            raise ConfigError(
+                f"model {self.model.config.model_type}: its layers do not hand their attention on, so continuous "
+                "batching cannot write with it; serve it with vLLM or another server and use kind: openai"
+            )
+        yield from self._take(self.cohorts, logits)
+
+    def _forward(self, ids: Tensor, **inputs: Any) -> Tensor:
+        """Logits [N, V] behind the last column of `ids` [N, columns]."""
         self.steps += 1
-        places = sorted(self.active)
-        yield from self._take(places, logits if len(places) == self.width else logits[places])
+        cached = inputs.get("past_key_values") is not None
+        logits: Tensor = self.model(input_ids=ids, use_cache=cached, logits_to_keep=1, **inputs).logits[:, -1]
+        return logits
 
-    def _shifted(self, offset: int) -> None:
-        for slot in self.active.values():
-            slot.start += offset
-
-    def _take(self, places: Sequence[int], logits: Tensor) -> Iterator[Written]:
-        """Choose the next token of the sequences in `places` from `logits` [n, V]; those that end leave their slot."""
-        slots = [self.active[place] for place in places]
+    def _take(self, cohorts: Sequence[Cohort], logits: Tensor) -> Iterator[Written]:
+        """Choose the next token of the sequences of `cohorts` from `logits` [N, V]; those that end leave."""
+        sequences = [sequence for cohort in cohorts for sequence in cohort.sequences]
         chosen = choose(
             logits,
-            temperature=[slot.job.temperature for slot in slots],
-            top_p=[slot.job.top_p for slot in slots],
-            uniform=[float(slot.uniform[len(slot.tokens)]) for slot in slots],
+            temperature=[sequence.job.temperature for sequence in sequences],
+            top_p=[sequence.job.top_p for sequence in sequences],
+            uniform=[float(sequence.uniform[len(sequence.tokens)]) for sequence in sequences],
         )
-        for place, slot, token in zip(places, slots, chosen, strict=True):
-            ended = token in self.end_tokens
-            if not ended:
-                slot.tokens.append(token)
-                ended = slot.job.is_stop is not None and slot.job.is_stop(slot.tokens)
-            if ended or len(slot.tokens) == slot.job.max_tokens:
-                del self.active[place]
-                yield Written(slot.job.key, slot.tokens, ended)
+        firsts = accumulate([len(cohort.sequences) for cohort in cohorts], initial=0)
+        for cohort, first in zip(list(cohorts), list(firsts)[:-1], strict=True):
+            for row in reversed(range(len(cohort.sequences))):  # a row that takes another's place has had its turn
+                sequence, token = cohort.sequences[row], chosen[first + row]
+                ended = token in self.end_tokens
+                if not ended:
+                    sequence.tokens.append(token)
+                    ended = sequence.job.is_stop is not None and sequence.job.is_stop(sequence.tokens)
+                if ended or len(sequence.tokens) == sequence.job.max_tokens:
+                    cohort.drop(row)
+                    yield Written(sequence.job.key, sequence.tokens, ended)
+        self.cohorts = [cohort for cohort in self.cohorts if cohort.sequences]
+
+
+def _group(waiting: deque[Job], most: int) -> list[Job]:
+    """The next jobs to read in one pass: at most `most`, and `READ_TOKENS` with their padding, but one at least."""
+    group, longest = [waiting.popleft()], 0
+    while waiting and len(group) < most:
+        longest = max(longest, len(group[-1].prompt), len(waiting[0].prompt))
+        if longest * (len(group) + 1) > READ_TOKENS:
+            break
+        group.append(waiting.popleft())
+    return group
+
+
+def _common(prompts: Sequence[tuple[int, ...]]) -> int:
+    """Tokens that all prompts begin with, the last one of each left out; 0 if reading them apart would not pay."""
+    first, last = min(prompts)[:-1], max(prompts)[:-1]  # those between begin as these two do
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return length if len(prompts) > 1 and length >= SHARED_TOKENS else 0
+
+
+def _use_cohorts(model: Any) -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(ATTENTION, attend)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    model.set_attn_implementation(ATTENTION)
 
 
 def uniforms(key: str, count: int) -> np.ndarray:
@@ -281,7 +324,7 @@ def choose(
     total = scaled.logsumexp(dim=1, keepdim=True)
     limit = torch.tensor(top_p, dtype=torch.float64, device=logits.device)[:, None]
     drawn = torch.tensor(uniform, dtype=torch.float64, device=logits.device)[:, None]
-    tokens = scaled.argmax(dim=1)
+    tokens = scaled.argmax(dim=1) if not all(temperature) else scaled.new_zeros(len(scaled), dtype=torch.long)
     rows = torch.tensor([row for row, hot in enumerate(temperature) if hot], dtype=torch.long, device=logits.device)
     for count in (*CANDIDATES, scaled.shape[1]):
         if not len(rows):
@@ -306,6 +349,11 @@ def _nucleus(share: Tensor, limit: Tensor, drawn: Tensor) -> Tensor:
 def check_decodable(model: Any) -> None:
     """Raise ConfigError for a model whose layers do not all attend to everything before."""
     config = model.config.get_text_config()
+    if not getattr(model, "_supports_sdpa", False):
+        raise ConfigError(
+            f"model {config.model_type} has attention of its own, continuous batching needs SDPA: serve it with vLLM "
+            "or another server and use kind: openai"
+        )
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
         other = ", ".join(sorted(kinds - {"full_attention"})) or f"a window of {config.sliding_window} tokens"

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from nexus_ray.errors import ConfigError
-from nexus_ray.models.decode import Decoder, Job, choose, uniforms
+from nexus_ray.models import decode
+from nexus_ray.models.decode import SHARED_TOKENS, Decoder, Job, choose, uniforms
 from tests.expandable import expandable
 
 NAMES = ["llama", "qwen2-tied", "olmo2"]
@@ -61,7 +62,47 @@ def test_every_sequence_is_what_it_would_be_alone(name: str, temperature: float)
     assert decoder.steps < sum(len(one.tokens) for one in written.values())
 
 
-def test_long_sequences_move_the_buffer_and_late_prompts_may_be_longer_than_all_before() -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_what_prompts_have_in_common_is_read_once_and_changes_nothing(name: str) -> None:
+    model = expandable(name, dtype=torch.float64).eval()
+    begins = [list(range(first, first + SHARED_TOKENS + 1)) for first in (1, 30)]
+    jobs = [Job(f"same {i}", [*begins[0], 7], 9) for i in range(3)]  # several answers to one prompt
+    jobs += [Job(f"common {i}", [*begins[0], *range(2, 3 + i)], 9) for i in range(4)]  # and others that begin alike
+    jobs += [Job("the beginning itself", begins[0], 9), Job("another", [*begins[1], 3], 9)]
+    read: list[int] = []
+    model.register_forward_pre_hook(
+        lambda module, args, inputs: read.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    written = {one.key: one.tokens for one in Decoder(model, slots=len(jobs) - 1, end_tokens=[]).run(iter(jobs))}
+    assert read[:2] == [SHARED_TOKENS, 6 * 5]  # then six distinct prompts, up to five tokens each behind the beginning
+    for job in jobs:
+        assert written[job.key] == alone(model, job), job.key
+
+
+def test_many_prompts_are_read_in_passes_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = expandable("llama", dtype=torch.float64).eval()
+    monkeypatch.setattr(decode, "READ_TOKENS", 20)
+    jobs = some_jobs(9, vocab=model.config.vocab_size, temperature=0.0)
+    sizes: list[tuple[int, ...]] = []
+    hook = model.register_forward_pre_hook(
+        lambda module, args, inputs: sizes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    written = {one.key: one.tokens for one in Decoder(model, slots=9, end_tokens=[]).run(iter(jobs))}
+    hook.remove()
+    assert max(rows * columns for rows, columns in sizes) <= 20
+    assert sum(columns > 1 for _, columns in sizes) > 2
+    assert written == {job.key: alone(model, job) for job in jobs}
+
+
+def test_a_model_that_keeps_its_attention_to_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = expandable("llama").eval()
+    decoder = Decoder(model, slots=2, end_tokens=[])
+    model.set_attn_implementation("sdpa")  # as a model would that does not ask for the function by its name
+    with pytest.raises((ConfigError, TypeError), match=r"continuous batching cannot write|cohorts"):
+        list(decoder.run([Job("one", [1, 2], 5)]))
+
+
+def test_long_sequences_grow_their_buffers_and_late_prompts_may_be_longer_than_all_before() -> None:
     model = expandable("llama", dtype=torch.float64, max_position_embeddings=1024).eval()
     jobs = [Job("first", [7], 400, 0.0), *(Job(f"short {i}", [i + 1], 20, 0.0) for i in range(6))]
     jobs += [Job("long prompt", list(range(1, 60)) * 5, 30, 0.0), Job("last", [9, 9], 290, 0.0)]
