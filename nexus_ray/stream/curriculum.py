@@ -11,7 +11,7 @@ from nexus_ray.config.tree import Curriculum, RunConfig, StageConfig, exact_frac
 from nexus_ray.corpora.manifest import TokenManifest
 from nexus_ray.errors import ConfigError
 from nexus_ray.stream.mixture import MAX_CYCLE, stage_counts
-from nexus_ray.stream.plan import Segment, Source
+from nexus_ray.stream.plan import VERSION, Segment, Source
 
 
 def replay_weights(config: RunConfig, stage_index: int, tokens: Mapping[str, int]) -> dict[str, Fraction]:
@@ -89,6 +89,7 @@ def changed_segment(
         replay_ratio=float(ratio),
         manifests={name: last.manifests.get(name, source) for name, source in sources.items()},
         lr_factor=lr_factor,
+        version=VERSION,
     )
 
 

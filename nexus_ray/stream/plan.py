@@ -5,7 +5,12 @@ prefix of each domain's manifest. `plan.jsonl` holds one segment a line and is w
 of the rows never depends on anything but (seed, plan, position).
 
 A line that starts inside the stage planned last replaces the rest of that stage: what stands before it never changes,
-and every domain goes on where its counter stands, so that samples of different ratios stay nested.
+and every domain goes on where its counters stand, so that samples of different ratios stay nested.
+
+A domain has two counters over one order of its rows: learning takes its rows one after the other, and so does replay,
+which thus begins with the rows learned first, whatever the ratio. Over the stages that replay a domain, what has been
+replayed is a growing prefix of that order; it goes beyond what was learned only once more rows have been replayed than
+learned. A repeated attempt at a stage takes the rows that the rejected one took: no model remembers those.
 """
 
 from __future__ import annotations
@@ -29,6 +34,13 @@ MIN_GROUPS = 64
 """A small domain has this many groups all the same: what part of an epoch reads must be a fair sample of the whole."""
 WINDOW_TOKENS = 4 * GROUP_TOKENS
 """Most tokens that rows are shuffled inside: a reader holds a window of every domain, whatever the sequence length."""
+VERSION = 2
+"""Of a plan's lines: what their rows are counted by. In version 1, whose lines do not say it, learning, replay and all
+attempts shared one counter per domain."""
+
+
+_Taken = dict[tuple[str, bool], tuple["Source", int]]
+"""By domain and whether it is replayed: the rows taken of it so far, and what they were taken from."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,7 @@ class Segment:
     replay_ratio: float
     manifests: dict[str, Source]
     lr_factor: float = 1.0
+    version: int = VERSION
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -75,7 +88,7 @@ class Segment:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Segment:
-        values = dict(record)
+        values = {"version": 1, **record}
         values["manifests"] = {name: Source(**source) for name, source in values["manifests"].items()}
         values["replay"] = tuple(values["replay"])
         return cls(**values)
@@ -133,16 +146,23 @@ class Plan:
 
     @cached_property
     def _counters(self) -> list[dict[str, int]]:
-        """Per segment: the value of each domain's counter at its first row; a grown manifest starts a new count."""
+        """Per segment: at its first row, how many rows of each domain have been taken for the use it makes of it (to
+        learn, or to replay). A grown manifest starts new counts; an attempt begins with those its stage began with."""
+        check_versions(self.segments)
         out: list[dict[str, int]] = []
-        seen: dict[str, tuple[Source, int]] = {}
+        seen: _Taken = {}
+        at_start: dict[int, _Taken] = {}
+        attempt: tuple[int, int] | None = None
         for segment in self.segments:
+            if attempt != (segment.stage_index, segment.attempt):
+                attempt = (segment.stage_index, segment.attempt)
+                seen = dict(at_start.setdefault(segment.stage_index, seen))
             begin = {}
             for name, drawn in segment.drawn(segment.rows).items():
-                source = segment.manifests[name]
-                before = seen[name][1] if name in seen and seen[name][0] == source else 0
+                use, source = (name, name in segment.replay), segment.manifests[name]
+                before = seen[use][1] if use in seen and seen[use][0] == source else 0
                 begin[name] = before
-                seen[name] = (source, before + drawn)
+                seen[use] = (source, before + drawn)
             out.append(begin)
         return out
 
@@ -189,6 +209,20 @@ class Plan:
 
     def segment_at(self, row: int) -> Segment:
         return self.segments[int(np.searchsorted(self._starts, row, side="right")) - 1]
+
+
+def check_versions(segments: Iterable[Segment]) -> None:
+    """Raises DataError if lines of an older version drew rows that the counters of this one do not tell."""
+    older = [segment for segment in segments if segment.version < VERSION]
+    learned = {name for segment in older for name in segment.weights if name not in segment.replay}
+    both = sorted(learned & {name for segment in older for name in segment.replay})
+    if both or any(segment.attempt for segment in older):
+        what = f"learns and replays {both[0]!r}" if both else "repeats a stage"
+        raise DataError(
+            f"plan.jsonl was begun by an older version and {what}; this version counts such rows otherwise and would "
+            f"take others. Finish or read the run with the version that began it (`commit` in run.json), or start "
+            f"under another name, with model.init_from: the stages/*/model that it finished last"
+        )
 
 
 def _cut(segments: list[Segment], by: Segment) -> list[Segment]:

@@ -9,7 +9,7 @@ from nexus_ray.corpora.manifest import TokenManifest
 from nexus_ray.errors import DataError
 from nexus_ray.storage import Storage
 from nexus_ray.stream.curriculum import changed_segment, stage_segments
-from nexus_ray.stream.plan import Segment, parse_plan
+from nexus_ray.stream.plan import Segment, check_versions, parse_plan
 from nexus_ray.stream.rows import StageStream
 
 PLAN = "plan.jsonl"
@@ -40,8 +40,10 @@ class PlanFile:
     ) -> StageStream:
         """The stage's part of the plan, appended if it is not there yet. `config` is the stage's own.
 
-        Raises DataError if the shards are not those that the plan names, ConfigError as `stage_segments` does.
+        Raises DataError if the shards are not those that the plan names or if an older version planned other rows,
+        ConfigError as `stage_segments` does.
         """
+        check_versions(self.plan.segments)
         if not self._of(index, attempt):
             self._append(*stage_segments(config, index, manifests, start_row=self.plan.rows, attempt=attempt))
         pinned = {}

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context
 from itertools import accumulate
 from typing import Literal
 
@@ -32,13 +33,16 @@ LEAD = 0.5
 """How many times its last change a reading is carried forward by."""
 GAIN = 2.0
 """Power of the wanted change in forgetting that a ratio is changed by."""
-LARGEST_RAISE, LARGEST_CUT, LR_STEP = 3.0, 0.5, 0.5
-"""Most that one action multiplies a ratio by, least, and what it multiplies the learning rate by (or divides)."""
+LARGEST_RAISE, SMALLEST_RAISE, LARGEST_CUT, LR_STEP = 3.0, 1.2, 0.5, 0.5
+"""Most and least that more replay multiplies a ratio by, least that less replay does, and what the learning rate is
+multiplied or divided by. The smallest raise is still worth an interruption once it is rounded."""
 TOO_LATE, LATE = 0.02, 0.1
 """With less than this share of the learning rates to come nothing has an effect any more, and less replay gains
 nothing."""
 SMALLEST_CHANGE = 0.1
 """Relative changes of a ratio below this are not worth an interruption."""
+SMALLEST_RATIO = 0.001
+"""What replay begins with where there was none; a ratio that would fall below it falls to the lowest allowed."""
 
 
 @dataclass(frozen=True)
@@ -136,27 +140,28 @@ class Controller:
 
     def _hold_back(self, readings: Sequence[Reading], setting: Setting, excess: float, why: str) -> Action | None:
         """More replay, else a lower learning rate where forgetting does not fall under the bound by itself; None if
-        both are at their limits."""
+        both are at their limits (the ratio: within `SMALLEST_CHANGE` of it)."""
         step, ratio = readings[-1].step, setting.replay_ratio
-        if self.can_replay and ratio < self.config.max_replay_ratio:
-            factor = min(LARGEST_RAISE, (excess / self._aim) ** GAIN)
-            more = _rounded(min(self.config.max_replay_ratio, max(ratio, self.config.min_replay_ratio, 0.001) * factor))
-            if more > ratio:
-                return Action("replay", step, more, setting.lr_factor, f"{why}: more replay")
+        most = _rounded(self.config.max_replay_ratio, ROUND_FLOOR)
+        if self.can_replay and most >= ratio * (1 + SMALLEST_CHANGE):
+            factor = min(LARGEST_RAISE, max(SMALLEST_RAISE, (excess / self._aim) ** GAIN))
+            more = min(most, _rounded(max(ratio, self.config.min_replay_ratio, SMALLEST_RATIO) * factor))
+            return Action("replay", step, more, setting.lr_factor, f"{why}: more replay")
         lower = max(self.config.min_lr_factor, setting.lr_factor * LR_STEP)
         if lower < setting.lr_factor and self._worst(readings, rising=LEAD, falling=math.inf)[1] > self.bound:
             return Action("learning_rate", step, ratio, lower, f"{why}: lower learning rate")
         return None
 
     def _let_go(self, step: int, setting: Setting, share: float, why: str) -> Action | None:
-        """The learning rate back up, else less replay."""
+        """The learning rate back up, else less replay; None if the ratio would hardly change."""
         if setting.lr_factor < 1.0:
             higher = min(1.0, setting.lr_factor / LR_STEP)
             return Action("learning_rate", step, setting.replay_ratio, higher, f"{why}: learning rate back up")
         factor = max(LARGEST_CUT, (max(0.0, share) / self._aim) ** GAIN)
-        floor = min(self.start_ratio, self.config.min_replay_ratio)
-        less = _rounded(max(floor, setting.replay_ratio * factor))
-        if not self.can_replay or less > setting.replay_ratio * (1 - SMALLEST_CHANGE):
+        least = _rounded(min(self.start_ratio, self.config.min_replay_ratio), ROUND_CEILING)
+        wanted = setting.replay_ratio * factor
+        less = max(least, _rounded(wanted)) if wanted >= SMALLEST_RATIO else least
+        if not self.can_replay or less >= setting.replay_ratio * (1 - SMALLEST_CHANGE):
             return None
         return Action("replay", step, less, 1.0, f"{why}: less replay")
 
@@ -183,6 +188,6 @@ def area_left(factors: Sequence[float]) -> list[float]:
     return [max(0.0, 1.0 - done / total) for done in accumulate(factors, initial=0.0)]
 
 
-def _rounded(ratio: float) -> float:
-    """Two significant digits: a plan's cycle is then at most a few thousand rows."""
-    return float(f"{ratio:.2g}")
+def _rounded(ratio: float, how: str = ROUND_HALF_EVEN) -> float:
+    """Two significant digits: a plan's cycle is then at most a few thousand rows. Limits are rounded inwards."""
+    return float(Context(prec=2, rounding=how).create_decimal(repr(ratio)))

@@ -20,7 +20,7 @@ from tests.controlled import EVERY, STEPS, Shift, actions, log
 from tests.stage import checkpoints, column, metrics, run_folder, stage_folder
 
 BOUND = 0.04
-"""Bits per byte; with 2 % replay throughout, the first domain loses 0.066."""
+"""Bits per byte; with 2 % replay throughout, the first domain loses 0.057."""
 EXACT = ("train/loss", "train/loss/one", "train/loss/two", "train/grad_norm", "train/lr", "data/batch_hash")
 
 
@@ -131,7 +131,7 @@ def test_a_run_that_follows_the_recorded_plan_repeats_it(shift: Shift, held: Any
 
 
 def test_the_learning_rate_factor_of_a_segment_is_that_of_its_steps(shift: Shift) -> None:
-    config = controlled(shift, "slower", continual__max_forgetting=0.03)
+    config = controlled(shift, "slower", continual__max_forgetting=0.025)
     shift.run(config)
     lower = [a for a in actions(config) if a["kind"] == "learning_rate"]
     assert lower, "a bound this low needs the learning rate too"

@@ -4,17 +4,25 @@
     python configs/experiments/control/tables.py tables runs      (tables of what is finished, and the actions)
 
 Bits per byte of held-out text. Forgotten: English after, less before, on all of its held-out documents. Overshoot:
-forgotten, less the bound. Peak: the highest of the evaluations during the stage, on their sample, likewise less the
-bound. Cost: French after, less that of the fixed 10 % arm of the same seed. Means over seeds with t-intervals.
+forgotten, less the bound. Peak: the highest that the evaluations during the stage found lost, each less what the first
+model scored on the same sample, less the bound. Cost: French after, less that of the fixed 10 % arm of the same seed.
+Means over seeds with t-intervals.
+
+The bound is what the 10 % arm forgets, so that among the arms this one holds it closest. What control is worth is asked
+of the curve through the fixed arms of a seed: between neighbours, forgotten and French both go straight with the
+logarithm of the ratio. The controlled arm is compared with the ratio that forgets just the bound, and with the one that
+forgets just what the controlled arm did.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,6 +30,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analyse import mean_cell, table
+
+from nexus_ray.evaluate.hooks import START
+from nexus_ray.evaluate.scores import scores_from_bytes
 
 OLD, NEW, FIXED, HELD = "english", "french", "r10", "control"
 
@@ -38,7 +49,7 @@ class Cell:
     replay: float
     """Share of replay in all rows."""
     during: list[float]
-    """What the sample of the evaluations had lost at each of them."""
+    """What the sample of the evaluations had lost at each of them since the first model scored it."""
     log: list[dict[str, Any]]
     """`control.jsonl`, the last line of each step."""
 
@@ -73,18 +84,16 @@ def load_run(folder: Path, entry: dict[str, Any]) -> Cell | None:
     if record["outcome"] not in ("done", "stopped"):
         return None
     steps = last_of_steps(folder / "metrics.jsonl")
-    before = [line[f"eval/bits_per_byte/{OLD}"] for line in steps if f"eval/bits_per_byte/{OLD}" in line]
-    log = last_of_steps(folder / "control.jsonl")
-    start = entry["bits_per_byte"]["base"][OLD] if "bits_per_byte" in entry else 0.0
-    during = [line["forgetting"][OLD] for line in log] or [value - start for value in before]
+    found = [line[f"eval/bits_per_byte/{OLD}"] for line in steps if f"eval/bits_per_byte/{OLD}" in line]
+    start = scores_from_bytes((folder / "base" / START).read_bytes())[OLD].bits_per_byte
     return Cell(
         entry["arm"],
         entry["seed"],
         record["outcome"],
         entry.get("bits_per_byte", {}),
         steps[-1]["train/replay_fraction"],
-        during,
-        log,
+        [value - start for value in found],
+        last_of_steps(folder / "control.jsonl"),
     )
 
 
@@ -103,6 +112,30 @@ def bound(cells: Sequence[Cell]) -> float:
     if not found:
         raise SystemExit(f"no run of the arm {FIXED} has ended; run the grid with --only {FIXED} first")
     return round(mean(found), 3)
+
+
+def on_curve(fixed: Sequence[Cell], forgotten: float) -> tuple[float, float]:
+    """(share of replay, new) at which the curve through one seed's fixed arms has forgotten just so much; the lowest
+    share if there are several, NaN if there is none."""
+    points = sorted((cell.replay, cell.forgotten, cell.new) for cell in fixed)
+    for (less, most, new), (more, least, newer) in pairwise(points):
+        if most >= forgotten >= least and most > least:
+            way = (most - forgotten) / (most - least)
+            return less * (more / less) ** way, new + way * (newer - new)
+    return math.nan, math.nan
+
+
+def against_curve(cells: Sequence[Cell], limit: float) -> str:
+    """The controlled arm beside the fixed ratios that forget the bound and what it forgot; paired by seed."""
+    held = [cell for cell in cells if cell.arm == HELD]
+    fixed = {cell.seed: [one for one in cells if one.arm != HELD and one.seed == cell.seed] for cell in held}
+    rows = []
+    for what, levels in (("the bound", [limit] * len(held)), (f"what {HELD} did", [cell.forgotten for cell in held])):
+        found = [on_curve(fixed[cell.seed], level) for cell, level in zip(held, levels, strict=True)]
+        less = [cell.new - new for cell, (_, new) in zip(held, found, strict=True)]
+        shares, news = ([pair[k] for pair in found] for k in (0, 1))
+        rows.append([what, mean_cell(shares, ".1%"), mean_cell(news, ".4f"), mean_cell(less, ".4f")])
+    return table(["a fixed ratio that forgets", "replay", NEW, f"{NEW} of {HELD}, less that"], rows)
 
 
 def tables(cells: Sequence[Cell]) -> str:
@@ -137,6 +170,7 @@ def tables(cells: Sequence[Cell]) -> str:
             f"Bound: {limit:.3f} bits per byte. Best fixed arm that holds it: {best}. "
             f"Stopped: {', '.join(stopped) or 'none'}.\n",
             table(["arm", *head], means),
+            against_curve(whole, limit),
             table(["arm", "seed", "forgotten", "overshoot", "peak", NEW, "replay"], rows),
             "\nWhat the controller did:\n",
             table(["seed", "after step", "replay ratio", "learning-rate factor", "why"], trace),

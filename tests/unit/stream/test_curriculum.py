@@ -277,22 +277,28 @@ RATIOS = (0.01, 0.05, 0.1, 0.25, 0.5)
         ({"domains": {"a": 1}, "replay": {"b": 3, "c": 1}},),
         ({"domains": {"a": 1}}, {"domains": {"b": 1}}),
         ({"domains": {"a": 1}}, {"domains": {"b": 1}, "replay": {"a": 1}}, {"domains": {"c": 1}, "replay": {"a": 1}}),
+        ONE_BY_ONE,
     ],
-    ids=["one", "two sources", "two stages", "three stages"],
+    ids=["one", "two sources", "two stages", "three stages", "three stages, default replay"],
 )
 def test_trials_that_differ_in_their_ratio_replay_nested_rows(stages: tuple[dict[str, Any], ...]) -> None:
     """Whole plans: with a larger ratio a trial replays what it replays with a smaller one, in the same order, and then
     more; of the new domains it reads the same rows in the same order, and then fewer."""
-    plans = [whole_plan(ratio, *stages) for ratio in RATIOS]
+    plans = [whole_plan(ratio, *stages, steps=100) for ratio in RATIOS]
     sources = {name for plan in plans for segment in plan.segments for name in segment.replay}
     for name in sources:
         taken = [rows_of(plan, name, replayed=True) for plan in plans]
         for less, more in pairwise(taken):
             assert more[: len(less)] == less and len(more) > len(less) > 0
-    for name in {name for stage in stages for name in stage["domains"]} - sources:
+    for name in {name for stage in stages for name in stage["domains"]}:
         taken = [rows_of(plan, name, replayed=False) for plan in plans]
         for more, less in pairwise(taken):
-            assert more[: len(less)] == less and len(more) > len(less) > 0
+            assert more[: len(less)] == less and (name in sources or len(more) > len(less) > 0)
+    for name in sources & {name for stage in stages for name in stage["domains"]}:
+        for plan in plans:
+            learned, again = rows_of(plan, name, replayed=False), rows_of(plan, name, replayed=True)
+            shared = min(len(learned), len(again))
+            assert again[:shared] == learned[:shared], "replay begins with what was learned first"
 
 
 def test_a_changed_segment_covers_the_rest_of_its_stage() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from nexus_ray.errors import DataError
 from nexus_ray.stream.plan import Plan, Segment, Source, parse_plan
 
 OLD, NEW = Source("f-old", 1, 500), Source("f-new", 1, 700)
+GOLDEN = [463, 373, 682, 64, 469, 189, 466, 32, 689, 174, 288, 489, 372, 161, 393, 416]
+"""Rows of the first 16 positions at 25 % replay, written by version 1."""
 
 
 def segment(start: int, rows: int, replay: int, cycle: int = 100, **changes: object) -> Segment:
@@ -68,6 +72,54 @@ def test_a_domain_s_counter_goes_on_in_the_next_segment() -> None:
     assert np.array_equal(split.sequences(0, 500).row, whole.sequences(0, 500).row)
 
 
+def test_replay_begins_with_the_rows_learned_first_and_goes_on_from_stage_to_stage() -> None:
+    """Learned in the middle of a run, then replayed twice: cumulative prefixes of what was learned, at any ratio."""
+
+    def taken(replay: int) -> tuple[list[int], list[int]]:
+        learn = segment(300, 400, 0, stage_index=1, weights={"old": 1}, cycle=1)
+        later = [segment(700 + 400 * i, 400, replay, stage_index=2 + i) for i in range(2)]
+        s = plan(segment(0, 300, 0), learn, *later).sequences(0, 1500)
+        old = s.domain == s.domains.index("old")
+        return s.row[old & ~s.replayed].tolist(), s.row[s.replayed].tolist()
+
+    for replay in (5, 10, 25):
+        learned, again = taken(replay)
+        assert len(again) == 8 * replay and again == learned[: len(again)]
+        assert learned == taken(0)[0], "replay takes no row from learning"
+
+
+def test_replayed_before_it_is_learned_a_domain_is_learned_from_its_first_row_on() -> None:
+    relearned = segment(300, 200, 0, stage_index=1, weights={"old": 1}, cycle=1)
+    s = plan(segment(0, 300, 50), relearned).sequences(0, 500)
+    assert s.row[s.replayed].tolist() == s.row[300:450].tolist()
+
+
+def test_a_repeated_attempt_takes_the_rows_of_the_rejected_one() -> None:
+    """The model goes back, and its rows with it: the new domain's from the stage's first on, the replayed ones nested;
+    later stages replay what the attempt that was kept has learned."""
+    first = segment(0, 300, 0, weights={"old": 1}, cycle=1)
+    tries = [segment(300 + 200 * i, 200, 10 + 10 * i, stage_index=1, attempt=i) for i in range(2)]
+    sources = {"third": Source("f-third", 1, 900), "new": NEW}
+    last = segment(700, 400, 50, stage_index=2, weights={"third": 50, "new": 50}, manifests=sources)
+    p = plan(first, *tries, replace(last, replay=("new",)))
+    rejected, kept, later = p.sequences(300, 500), p.sequences(500, 700), p.sequences(700, 1100)
+    for replayed, (fewer, more) in ((True, (rejected, kept)), (False, (kept, rejected))):
+        less, whole = (s.row[s.replayed == replayed].tolist() for s in (fewer, more))
+        assert less == whole[: len(less)] and len(less) < len(whole)
+    learned = kept.row[~kept.replayed].tolist()
+    assert later.row[later.replayed].tolist()[: len(learned)] == learned
+
+
+def test_a_stage_that_learns_no_replayed_domain_has_the_rows_of_version_1() -> None:
+    """One after the other in each domain's own order, as one counter per domain gives them."""
+    p = plan(segment(0, 2000, 25), segment(1000, 1000, 50))
+    s = p.sequences(0, 2000)
+    for index, (name, source) in enumerate({"new": NEW, "old": OLD}.items()):
+        mine = s.row[s.domain == index]
+        assert np.array_equal(mine, p.order(name, source)(np.arange(len(mine))))
+    assert s.row[:16].tolist() == GOLDEN
+
+
 def test_a_grown_manifest_starts_a_new_order_and_leaves_earlier_rows_alone() -> None:
     grown = Source("f-old-2", 2, 900)
     before = plan(segment(0, 400, 50))
@@ -87,6 +139,33 @@ def test_a_plan_survives_its_file() -> None:
     p = plan(segment(0, 300, 10), segment(300, 200, 5, lr_factor=0.5))
     lines = [s.to_line() for s in p.segments]
     assert parse_plan(lines, seed=0, seq_len=64, shuffle_window_rows=256) == p
+
+
+def older(*segments: Segment) -> list[str]:
+    """Lines as version 1 wrote them."""
+    return [json.dumps({k: v for k, v in asdict(s).items() if k != "version"}) for s in segments]
+
+
+def parsed(lines: list[str]) -> Plan:
+    return parse_plan(lines, seed=0, seq_len=64, shuffle_window_rows=256)
+
+
+def test_lines_of_an_older_version_are_refused_where_their_rows_were_others() -> None:
+    learn, replay = segment(0, 300, 0, weights={"old": 1}, cycle=1), segment(300, 200, 10, stage_index=1)
+    with pytest.raises(DataError, match=r"begun by an older version and learns and replays 'old'.*`commit` in run"):
+        parsed(older(learn, replay)).sequences(0, 1)
+    with pytest.raises(DataError, match=r"older version and repeats a stage"):
+        parsed(older(learn, segment(300, 200, 0, stage_index=1, attempt=1))).sequences(0, 1)
+    assert parsed(older(learn, replay)).rows == 500, "how much it planned is known all the same"
+
+
+def test_lines_of_an_older_version_go_on_where_their_rows_are_the_same() -> None:
+    """Stages that only learn, or replay what no stage has learned; the lines that follow count as this version does."""
+    learn, replay = segment(0, 300, 0, weights={"old": 1}, cycle=1), segment(300, 200, 10, stage_index=1)
+    mixed, now = parsed([*older(learn), replay.to_line()]), plan(learn, replay)
+    assert np.array_equal(mixed.sequences(0, 500).row, now.sequences(0, 500).row)
+    single = parsed(older(segment(0, 300, 10))).sequences(0, 300)
+    assert np.array_equal(single.row, plan(segment(0, 300, 10)).sequences(0, 300).row)
 
 
 def test_gaps_and_positions_outside_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,20 @@ def test_a_torn_line_was_never_used(tmp_path: Path) -> None:
     (tmp_path / "plan.jsonl").write_text((tmp_path / "plan.jsonl").read_text()[:-9])
     again = PlanFile(Storage(str(tmp_path)), made)
     assert (tmp_path / "plan.jsonl").read_text() == text and len(again.plan.segments) == 2
+
+
+def test_a_run_half_planned_by_an_older_version_is_refused_before_it_trains(tmp_path: Path) -> None:
+    """Its third stage would replay other rows; what is finished can still be counted."""
+    made, _ = planned(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "plan.jsonl").read_text().splitlines()]
+    assert [line.pop("version") for line in lines] == [2, 2]
+    before = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "plan.jsonl").write_text(before)
+    again = PlanFile(Storage(str(tmp_path)), made)
+    for index in (1, 2):
+        with pytest.raises(DataError, match=r"older version and learns and replays 'a'.*start under another name"):
+            again.stream(made, index, 0, MANIFESTS)
+    assert (tmp_path / "plan.jsonl").read_text() == before and again.attempts(1) == 0
 
 
 def test_other_shards_than_those_of_the_plan_are_refused(tmp_path: Path) -> None:

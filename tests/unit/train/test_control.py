@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nexus_ray.config.control import ControlConfig
@@ -116,18 +116,65 @@ def test_nothing_is_done_where_it_has_no_effect_any_more() -> None:
     assert controller().decide(idle, [setting()]) is None, "less replay at the end gains nothing"
 
 
-@given(st.lists(st.floats(-0.5, 3.0), min_size=1, max_size=12), st.floats(0, 0.5), st.floats(0.1, 1), st.booleans())
+@pytest.mark.parametrize("can_replay", [True, False])
+@pytest.mark.parametrize("least", [0.0, 0.01])
+def test_where_nothing_is_replayed_there_is_nothing_to_take_back(can_replay: bool, least: float) -> None:
+    idle = controller(start=0.0, can_replay=can_replay, min_replay_ratio=least)
+    assert idle.decide(readings(0.0, 0.0, 0.0), [setting(0.0)]) is None
+
+
+@pytest.mark.parametrize(("start", "least", "end"), [(0.4, 0.0, 0.0), (0.4, 0.0154, 0.016), (0.0154, 0.0, 0.0)])
+def test_less_replay_comes_to_an_end(start: float, least: float, end: float) -> None:
+    """A ratio that gets too small to matter falls to the lowest, once; limits of many digits are kept to."""
+    held, ratio = controller(start=start, min_replay_ratio=least), start
+    for _ in range(10):
+        action = held.decide(readings(0.0, 0.0, 0.0), [setting(ratio)])
+        ratio = action.replay_ratio if action else ratio
+        assert ratio == end or ratio >= 0.001
+    assert ratio == end and action is None
+
+
+def test_more_replay_stays_below_a_limit_of_many_digits_and_ends_close_to_it() -> None:
+    held = controller(slack=0.0, max_replay_ratio=0.156)
+    found = [held.decide(readings(0.0, 9.0, 9.0), [setting(ratio)]) for ratio in (0.1, 0.135, 0.145, 0.156)]
+    assert [(f.kind, f.replay_ratio) for f in found if f] == [
+        ("replay", 0.15),
+        ("replay", 0.15),
+        ("learning_rate", 0.145),
+        ("learning_rate", 0.156),
+    ]
+
+
+def test_a_raise_is_worth_its_interruption_however_little_is_wanted() -> None:
+    tight = controller(slack=0.0, room=0.99)
+    for ratio in (0.0095, 0.0104, 0.05, 0.087, 0.4):
+        found = tight.decide(readings(0.0, 0.301, 0.301), [setting(ratio)])
+        assert found is not None and found.kind == "replay" and found.replay_ratio >= 1.1 * ratio
+
+
+@given(
+    values=st.lists(st.floats(-0.5, 3.0), min_size=1, max_size=12),
+    ratio=st.floats(0, 0.5),
+    lr=st.floats(0.1, 1),
+    least=st.sampled_from([0.0, 0.01, 0.0154]),
+    most=st.sampled_from([0.0456, 0.156, 0.5]),
+    can_replay=st.booleans(),
+)
+@example(values=[0.0], ratio=0.0, lr=1.0, least=0.01, most=0.5, can_replay=True)
+@example(values=[0.0], ratio=1e-5, lr=1.0, least=0.0, most=0.5, can_replay=True)
+@example(values=[3.0], ratio=0.1, lr=1.0, least=0.01, most=0.156, can_replay=True)
 @settings(deadline=None)
-def test_what_it_asks_for_is_always_within_its_limits(
-    values: list[float], ratio: float, lr: float, can_replay: bool
+def test_what_it_asks_for_is_within_its_limits_and_a_change(
+    values: list[float], ratio: float, lr: float, least: float, most: float, can_replay: bool
 ) -> None:
-    found = controller(start=ratio, can_replay=can_replay).decide(
-        readings(0.0, *values, every=20), [setting(ratio, lr)]
-    )
-    if found is not None and found.kind != "stop":
-        assert 0 <= found.replay_ratio <= 0.5 and 0.1 <= found.lr_factor <= 1
-        assert (found.replay_ratio, found.lr_factor) != (ratio, lr)
-        assert can_replay or found.replay_ratio == ratio
+    held = controller(start=ratio, can_replay=can_replay, min_replay_ratio=least, max_replay_ratio=most)
+    found = held.decide(readings(0.0, *values, every=20), [setting(ratio, lr)])
+    if found is not None and found.kind == "learning_rate":
+        assert 0.1 <= found.lr_factor <= 1 and found.lr_factor != lr and found.replay_ratio == ratio
+    if found is not None and found.kind == "replay":
+        assert can_replay and found.lr_factor == lr
+        assert abs(found.replay_ratio - ratio) >= 0.0999 * ratio and found.replay_ratio != ratio
+        assert min(ratio, least) <= found.replay_ratio <= most
 
 
 # --- a plant ----------------------------------------------------------------------------------------------------------
