@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,19 @@ class Log:
 
 
 class Lab:
-    """Runs trials by formula: `steps` evaluations each, a checkpoint before every evaluation but the first."""
+    """Runs trials by formula: `steps` evaluations each, a checkpoint before every evaluation but the first. A turn that
+    was told to end keeps its place for some steps of others, at most `lingers`."""
 
-    def __init__(self, study: Study, score: Score, *, steps: int = 18, failing: frozenset[str] = frozenset()) -> None:
-        self.study, self.score, self.steps, self.failing = study, score, steps, failing
+    def __init__(
+        self,
+        study: Study,
+        score: Score,
+        *,
+        steps: int = 18,
+        failing: frozenset[str] = frozenset(),
+        lingers: int = 0,
+    ) -> None:
+        self.study, self.score, self.steps, self.failing, self.lingers = study, score, steps, failing, lingers
         self.saved: dict[str, int] = {}
         """Evaluations that a trial's checkpoint has behind it."""
         self.tokens: dict[str, int] = {}
@@ -85,18 +95,28 @@ class Lab:
         """Run the study to its end, or until the log is full; trials take turns."""
         course = self.course(log)
         running: list[tuple[Job, int]] = []
+        ending: list[tuple[str, int]] = []
         while True:
-            while len(running) < slots and (job := course.next()):
+            while len(running) + len(ending) < slots and (job := course.next()):
+                held = [*(other.trial for other, _ in running), *(trial for trial, _ in ending)]
+                assert job.trial not in held, f"{job.trial} was handed out twice"
                 self.started.append(job.trial)
                 assert job.resumes or job.trial not in self.saved
                 running.append((job, self.saved.get(job.trial, 0)))
-            if not running:
+            if not running and not ending:
                 return course
-            job, done = running.pop(0)
-            if self._step(course, job, done + 1):
-                running.append((job, done + 1))
+            if running:
+                job, done = running.pop(0)
+                if self.step(course, job, done + 1):
+                    running.append((job, done + 1))
+                else:
+                    ending.append((job.trial, random.Random(f"{job.trial} {done}").randint(0, self.lingers)))
+            for trial in [trial for trial, rest in ending if rest == 0]:
+                course.left(trial)
+            ending = [(trial, rest - 1) for trial, rest in ending if rest]
 
-    def _step(self, course: Course, job: Job, number: int) -> bool:
+    def step(self, course: Course, job: Job, number: int) -> bool:
+        """Train a running trial up to its evaluation `number`; whether it is to go on."""
         budget = self.study.base_tokens
         self.tokens[job.trial] = self.tokens.get(job.trial, 0) + budget // self.steps
         if job.trial in self.failing:

@@ -16,10 +16,11 @@ Rules that need the base run (does a path exist, does the run accept a value) ar
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from nexus_ray.config.methods import Section
 from nexus_ray.config.tree import Name, exact_fraction
@@ -33,13 +34,28 @@ Signal = Literal["grad_norm", "loss"]
 of the step before the evaluation."""
 
 
+def _finite(value: Any) -> Any:
+    """Plain data as it is. Raises ValueError for nan and infinity, of which no id of a point can be made."""
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _finite(inner)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(
+            f"{value} is no finite number, and so nothing that can be compared; write a number, or drop it"
+        )
+    return value
+
+
+Plain = Annotated[Any, AfterValidator(_finite)]
+"""A value of a run's config, which the run itself checks, or a condition on one."""
+
+
 class Knob(Section):
     """One thing that is searched: values of a config path, named groups of settings, or the order of the stages."""
 
     path: str | None = None
     """Config path that the value goes to; default: the knob's own name. Two knobs may share a path if their conditions
     exclude each other, such as a learning rate for each method."""
-    choice: list[Any] | None = Field(None, min_length=1)
+    choice: list[Plain] | None = Field(None, min_length=1)
     """Values, all alike."""
     uniform: tuple[float, float] | None = None
     """Lowest and highest number."""
@@ -49,13 +65,13 @@ class Knob(Section):
     """Lowest and highest whole number, both included."""
     int_log_uniform: tuple[int, int] | None = None
     """The same, uniform in the logarithm."""
-    options: dict[Name, dict[str, Any]] | None = Field(None, min_length=1)
+    options: dict[Name, dict[str, Plain]] | None = Field(None, min_length=1)
     """Groups of settings (config values by dotted path) by name; a point has one of the names."""
     stages_order: Literal["permutations"] | list[list[str]] | None = None
     """Orders of the stages: all of them, or these lists of all stage names. A point has `first>second>third`."""
     levels: int | None = Field(None, ge=2)
     """Values that a grid takes of a range, its ends included and evenly spread (in the logarithm of a log range)."""
-    when: dict[str, Any] = Field(default_factory=dict)
+    when: dict[str, Plain] = Field(default_factory=dict)
     """Conditions on other knobs, all of which must hold; otherwise this knob is absent, and the base run's value stays.
     A value, a list of values, or `{above: x}` / `{below: x}` for numbers. A condition on an absent knob fails."""
 
@@ -194,7 +210,8 @@ class _Stopping(Section):
 
 
 class MedianStopping(_Stopping):
-    """A point stops at a rung where more than half of those that reached it before are better (Golovin et al. 2017)."""
+    """A point stops at a rung where more than half of those that reached it before, those that were stopped since among
+    them, are better (Golovin et al. 2017)."""
 
     rule: Literal["median"]
     rungs: list[Share] = Field([0.25, 0.5], min_length=1)

@@ -20,6 +20,8 @@ from nexus_ray.study.search import Proposal, Searcher, Seen, searcher
 
 Answer = Literal["continue", "pause", "stop"]
 """To a trial at an evaluation: go on, or save a checkpoint and end (to be resumed perhaps, or for good)."""
+MOST_LOST = 2
+"""Times that a trial's process may die and end the study with it before the trial fails."""
 _ANSWERS: dict[str, Answer] = {"continued": "continue", "paused": "pause", "stopped": "stop"}
 
 
@@ -45,7 +47,8 @@ class Course:
         self._searcher: Searcher = searcher(study.config, study.space)
         self._history = History(self._judge.shares, study.config.seeds)
         self._history.apply_all(events)
-        self._active: set[str] = set()  # handed out by this process
+        self._active: set[str] = set()  # handed out by this process, in turns that are not over
+        self._aside: set[str] = set()  # cut off in a turn of this process, and left to the next one
         self._totals: dict[int, int] = {}  # by points proposed so far
 
     # --- what the runner calls ---------------------------------------------------------------------------------------
@@ -54,7 +57,9 @@ class Course:
         """The trial to run in a free place; None if there is none now (more may come once a running one reports).
 
         In this order: trials that a dead process left running; trials sure of their place beyond a rung, nearest to
-        the end first; replicates and points not begun; and, only while others run, likely places.
+        the end first; replicates and points not begun; and, only while others train, likely places. Never a trial whose
+        turn is not over (`left`): it may have been told to end and still be writing its checkpoint. A point that the
+        run refuses fails here, and the study goes on with the next.
         """
         self._settle()
         trial = self._interrupted() or self._promoted() or self._unbegun() or self._proposed() or self._hasty()
@@ -78,8 +83,8 @@ class Course:
             return "stop"
         self._record(trial, report)
         answer = self._answer_all(point, trial, report)
-        if answer != "continue":
-            self._active.discard(trial_id)
+        if answer == "continue" and trial.status == "paused":  # its process was started anew, its point promoted since
+            self._note({"event": "started", "trial": trial_id})
         return answer
 
     def finish(self, trial_id: str, report: Report) -> None:
@@ -89,12 +94,27 @@ class Course:
             return
         self._record(self._history.trials[trial_id], report)
         self._note({"event": "finished", "trial": trial_id})
-        self._active.discard(trial_id)
 
     def fail(self, trial_id: str, reason: str) -> None:
         """Record that a trial failed. The others go on without it, and it is not run again."""
         self._note({"event": "failed", "trial": trial_id, "reason": reason})
+
+    def lost(self, trial_id: str) -> bool:
+        """Record that the process of a running trial died and the study ends with it. A trial that comes first again in
+        the next process and dies there too (MOST_LOST) fails, or no study would get past it. Returns whether it did."""
+        trial = self._history.trials[trial_id]
+        self._note({"event": "lost", "trial": trial_id})
+        if trial.lost < MOST_LOST:
+            return False
+        self.fail(trial_id, f"its process died {trial.lost} times, for want of memory perhaps")
+        return True
+
+    def left(self, trial_id: str) -> None:
+        """Take note that the turn of a trial is over, however it ended: from now on it may be handed out again. One
+        that was cut off before it was told anything waits for the next process: somebody wanted it to end."""
         self._active.discard(trial_id)
+        if self._history.trials[trial_id].status == "running":
+            self._aside.add(trial_id)
 
     def retry(self, trial_ids: Iterable[str]) -> None:
         """Have failed trials run again, because somebody asks for it."""
@@ -104,7 +124,7 @@ class Course:
 
     @property
     def active(self) -> frozenset[str]:
-        """Trials handed out and not yet ended or paused."""
+        """Trials handed out whose turns are not over."""
         return frozenset(self._active)
 
     def trials(self) -> list[Trial]:
@@ -121,8 +141,8 @@ class Course:
     # --- what runs next ----------------------------------------------------------------------------------------------
 
     def _interrupted(self) -> TrialState | None:
-        trials = self._history.trials.values()
-        return next((t for t in trials if t.status == "running" and t.id not in self._active), None)
+        trials, held = self._history.trials.values(), self._active | self._aside
+        return next((t for t in trials if t.status == "running" and t.id not in held), None)
 
     def _promoted(self) -> TrialState | None:
         """A paused trial whose point may go on; promotes those that are sure by now."""
@@ -136,36 +156,46 @@ class Course:
         return None
 
     def _resumable(self, number: int) -> TrialState | None:
-        for point in self._history.points.values():
-            for trial in point.trials.values():
-                if trial.status == "paused" and point.passed > number and max(trial.at_rung) == number:
-                    return trial
+        passed = (point for point in self._history.points.values() if point.passed > number)
+        return next((trial for point in passed if (trial := self._waiting(point, number))), None)
+
+    def _waiting(self, point: PointState, number: int) -> TrialState | None:
+        """A replicate that is paused at a rung and in no turn that still ends."""
+        for trial in point.trials.values():
+            if trial.status == "paused" and max(trial.at_rung) == number and trial.id not in self._active:
+                return trial
         return None
 
     def _unbegun(self) -> TrialState | None:
+        """A trial that is planned; those whose point the run refuses fail."""
         for point in self._history.points.values():
             if point.stopped is None:
                 for trial in point.trials.values():
-                    if trial.status == "planned":
+                    if trial.status != "planned":
+                        continue
+                    refusal = self._study.refusal(point.point)
+                    if refusal is None:
                         return trial
+                    self.fail(trial.id, refusal)
         return None
 
     def _proposed(self) -> TrialState | None:
-        proposal = self._searcher.ask(self._seen())
-        if proposal is None:
-            return None
-        self._note(_planned(proposal, self._study.budget(proposal.point)))
-        return next(iter(self._history.points[proposal.point.id].trials.values()))
+        while proposal := self._searcher.ask(self._seen()):
+            self._note(_planned(proposal, self._study.budget(proposal.point)))
+            if trial := self._unbegun():
+                return trial
+        return None
 
     def _hasty(self) -> TrialState | None:
-        if not self._active:
+        if not any(self._history.trials[trial].status == "running" for trial in self._active):
             return None
         for number in reversed(range(len(self._judge.shares))):
             rung = self._rung(number)
             for point_id in self._judge.likely(rung):
-                if point_id not in rung.passed:
+                trial = self._waiting(self._history.points[point_id], number)
+                if point_id not in rung.passed and trial is not None:
                     self._promote(rung, point_id, "likely")
-                    return self._resumable(number)
+                    return trial
         return None
 
     def _promote(self, rung: Rung, point_id: str, how: str) -> None:
@@ -176,8 +206,8 @@ class Course:
     # --- rungs -------------------------------------------------------------------------------------------------------
 
     def _rung(self, number: int) -> Rung:
-        """What is known at a rung. Points that failed or were stopped take no part."""
-        points = [point for point in self._history.points.values() if not point.is_out]
+        """What is known at a rung, of the points that take part there."""
+        points = [point for point in self._history.points.values() if self._takes_part(point, number)]
         reached = sorted(
             (time, point.point.id, scores) for point in points if (at := point.at(number)) for time, scores in [at]
         )
@@ -187,12 +217,18 @@ class Course:
 
     def _expected(self, number: int) -> int:
         """Points that have reached a rung or still will: at the first all, then those that the one before lets on."""
-        out = sum(point.is_out for point in self._history.points.values())
+        out = sum(not self._takes_part(point, number) for point in self._history.points.values())
         if number == 0 or self._judge.stopping.rule != "asha":
             return self.total() - out
         before = self._expected(number - 1)
         passed = sum(point.passed >= number for point in self._history.points.values() if not point.is_out)
         return max(min(before, self._judge.quota(before)), passed)
+
+    def _takes_part(self, point: PointState, number: int) -> bool:
+        """Whether a point counts at a rung: not once all its replicates failed; and once stopped only under the median
+        rule, at the rungs that it reached. Among survivors alone the median would rise by itself."""
+        kept = self._judge.stopping.rule == "median" and point.at(number) is not None
+        return kept or not point.is_out
 
     def _answer_all(self, point: PointState, trial: TrialState, report: Report) -> Answer:
         if point.stopped is None and (alarm := self._judge.alarm(report.signals)):

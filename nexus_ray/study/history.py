@@ -37,6 +37,8 @@ class TrialState:
     """By rung: continued, paused or stopped."""
     decisions: list[RungDecision] = field(default_factory=list)
     reason: str | None = None
+    lost: int = 0
+    """Times that its process died and the study ended with it, since somebody last asked for the trial."""
 
     @property
     def id(self) -> str:
@@ -167,7 +169,10 @@ class History:
 
     def _on_retried(self, event: Mapping[str, Any]) -> None:
         trial = self.trials[event["trial"]]
-        trial.status, trial.reason = "planned", None
+        trial.status, trial.reason, trial.lost = "planned", None, 0
+
+    def _on_lost(self, event: Mapping[str, Any]) -> None:
+        self.trials[event["trial"]].lost += 1
 
     def _on_extended(self, event: Mapping[str, Any]) -> None:
         """The study file was changed; kept for the reader."""

@@ -40,6 +40,13 @@ COST_UNIT = 1e15
 """Training operations that `objective.weights.cost` is for."""
 
 
+def forgetting_bound(objective: NewUnderForgetting | Weighted, *, at_rung: bool) -> float | None:
+    """Most bits per byte that a point may forget, looser at a rung by the objective's slack; None without a bound."""
+    if objective.kind == "weighted":
+        return None
+    return objective.max_forgetting * (1 + objective.rung_slack if at_rung else 1)
+
+
 @dataclass(frozen=True)
 class Rung:
     """What is known at one rung."""
@@ -88,7 +95,8 @@ class Judge:
             weights = rule.weights
             gain, loss = weights.new * objectives.new, weights.forgetting * objectives.forgetting
             return 1, gain - loss - weights.cost * objectives.cost / COST_UNIT
-        bound = rule.max_forgetting * (1 + rule.rung_slack if at_rung else 1)
+        bound = forgetting_bound(rule, at_rung=at_rung)
+        assert bound is not None
         return (1, objectives.new) if objectives.forgetting <= bound else (0, -objectives.forgetting)
 
     def alarm(self, signals: Mapping[str, float]) -> str | None:
@@ -117,7 +125,7 @@ class Judge:
 
     def _median(self, rung: Rung, point: str) -> Verdict:
         assert self.stopping.rule == "median"
-        others = [merit for other, merit in rung.merits.items() if other != point]
+        others = [merit for other, merit in rung.merits.items() if other != point]  # stopped ones as well
         better = sum(merit > rung.merits[point] for merit in others)
         text = f"{better} of {len(others)} before it are better"
         if len(others) >= self.stopping.grace and 2 * better > len(others):

@@ -68,9 +68,21 @@ class Study:
             return Fraction(1)
         return min(Fraction(1), Fraction(run_tokens(config), self.config.full_tokens or self.base_tokens))
 
+    def refusal(self, point: Point) -> str | None:
+        """Why the run refuses a point's values, in one line; None if it takes them. Inside a range there may be such
+        points although its ends are sound (a length that does not divide a batch, say)."""
+        try:
+            self.config_of(point, self.config.seeds[0])
+        except ConfigError as error:
+            return " ".join(str(error).split())
+        return None
+
     def budget(self, point: Point) -> int:
-        """Tokens of a point's trials."""
-        return run_tokens(self.config_of(point, self.config.seeds[0]))
+        """Tokens of a point's trials; those of the base run for a point that the run refuses, which spends none."""
+        try:
+            return run_tokens(self.config_of(point, self.config.seeds[0]))
+        except ConfigError:
+            return self.base_tokens
 
 
 def load_study(path: Path, overrides: Sequence[str] = (), *, hardware: Hardware | None = None) -> Study:

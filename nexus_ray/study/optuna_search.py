@@ -1,10 +1,10 @@
 """Proposals by Optuna (Akiba et al. 2019, arXiv:1907.10902), whose study is built anew from our record at every ask.
 
-Multi-objective: new-domain score up, forgetting down, cost down; a bound of forgetting is a constraint. No pickle and
-no database: each point of the history becomes a trial of an in-memory study, and the sampler is seeded by (seed, number
-of points), so that a proposal is a function of the history. Under early stopping points are compared at one rung, the
-highest that enough points have reached (as BOHB does, Falkner et al. 2018, arXiv:1807.01774): scores of different
-budgets do not mix.
+Multi-objective: new-domain score up, forgetting down, cost down; a bound of forgetting is a constraint, as loose at a
+rung as it is to the judge. No pickle and no database: each point of the history becomes a trial of an in-memory study,
+and the sampler is seeded by (seed, number of points), so that a proposal is a function of the history. Under early
+stopping points are compared at one rung, the highest that enough points have reached (as BOHB does, Falkner et al.
+2018, arXiv:1807.01774): scores of different budgets do not mix.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nexus_ray.config.study import Knob, OptunaSearch
+from nexus_ray.config.study import Knob, NewUnderForgetting, OptunaSearch, Weighted
 from nexus_ray.errors import ConfigError
+from nexus_ray.study.judge import forgetting_bound
 from nexus_ray.study.records import Objectives, Point, Value, canonical
 from nexus_ray.study.search import Proposal, Seen, first_new, points_at_most
 from nexus_ray.study.space import DIGITS, Space
@@ -32,7 +33,7 @@ class Optuna:
 
     space: Space
     search: OptunaSearch
-    max_forgetting: float | None = None
+    objective: NewUnderForgetting | Weighted
 
     def total(self, history: Sequence[Seen]) -> int:
         return points_at_most(self.space, self.search.trials, history)
@@ -94,13 +95,13 @@ class Optuna:
         states = optuna.trial.TrialState
         if scores is not None:
             values = [scores.new, scores.forgetting, scores.cost]
-            return optuna.create_trial(
-                state=states.COMPLETE, values=values, constraints=self._constraints(scores), **arguments
-            )
+            constraints = self._constraints(scores, at_rung=level < len(seen.levels) - 1)
+            return optuna.create_trial(state=states.COMPLETE, values=values, constraints=constraints, **arguments)
         return optuna.create_trial(state=states.FAIL if seen.ended else states.RUNNING, **arguments)
 
-    def _constraints(self, scores: Objectives) -> dict[str, float] | None:
-        return None if self.max_forgetting is None else {"forgetting": scores.forgetting - self.max_forgetting}
+    def _constraints(self, scores: Objectives, *, at_rung: bool) -> dict[str, float] | None:
+        bound = forgetting_bound(self.objective, at_rung=at_rung)
+        return None if bound is None else {"forgetting": scores.forgetting - bound}
 
     def _distribution(self, optuna: Any, name: str) -> Any:
         knob, kinds = self.space.knobs[name], optuna.distributions

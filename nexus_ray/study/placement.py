@@ -3,7 +3,8 @@
 A trial takes its training workers, each with its CPUs and GPUs on one node; one whole CPU for data tasks; and a small
 share of one for its driver. Ray gives a trial's workers all at once or not at all, so half a trial is never placed.
 What could still happen is that the workers of many trials take every CPU and none is left for the data tasks that feed
-them (Ray Data then waits without end), so the count holds a data CPU for each trial wherever Ray puts its drivers.
+them (Ray Data then waits without end), or that a driver's share of a CPU breaks up the room of the very worker that the
+driver waits for. So the count holds a data CPU and the workers of each trial wherever Ray puts the drivers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from nexus_ray.session import SPARE_CPUS, Demand
 
 DRIVER_CPUS = 0.01
 """What a trial's driver asks Ray for: Tune cannot place an actor that asks for nothing."""
+
+DRIVERS_PER_CPU = round(1 / DRIVER_CPUS)
 
 Node = Mapping[str, float]
 """Resources of a node, as `ray.nodes()` names them (`CPU`, `GPU`)."""
@@ -55,17 +58,25 @@ def capacity(need: Need, nodes: Sequence[Node]) -> int:
 
 
 def _holds(need: Need, nodes: Sequence[Node], trials: int) -> bool:
-    """Whether so many trials fit. A driver's share spoils one whole CPU of the node it comes to lie on."""
-    cpus = sum(int(node.get("CPU", 0)) for node in nodes)
-    spoiled = min(trials, sum(node.get("CPU", 0) >= 1 for node in nodes))
-    if trials * need.cpus + spoiled > cpus:
+    """Whether so many trials fit, their drivers lying where they do most harm: the first on a node spoils a whole CPU
+    of it, and a worker's place too if the node has no CPU to spare; any more harm takes a CPU full of drivers."""
+    more = (trials - 1) // DRIVERS_PER_CPU
+    spoiled = min(trials, sum(_cpus(node) >= 1 for node in nodes)) + more
+    if trials * need.cpus + spoiled > sum(_cpus(node) for node in nodes):
         return False
-    return trials * need.workers <= sum(_places(need, node) for node in nodes)
+    whole = [_places(need, node, _cpus(node)) for node in nodes]
+    left = [_places(need, node, _cpus(node) - 1) for node in nodes]
+    lost = min(trials, sum(whole) - sum(left)) + more
+    return trials * need.workers <= sum(whole) - lost
 
 
-def _places(need: Need, node: Node) -> int:
-    """Workers that find room on a node."""
-    by_cpu = int(node.get("CPU", 0)) // need.cpus_per_worker
+def _cpus(node: Node) -> int:
+    return int(node.get("CPU", 0))
+
+
+def _places(need: Need, node: Node, cpus: int) -> int:
+    """Workers that find room on a node of which so many CPUs are whole."""
+    by_cpu = max(0, cpus) // need.cpus_per_worker
     if not need.gpus_per_worker:
         return by_cpu
     gpus = int(node.get("GPU", 0))
@@ -86,7 +97,7 @@ def concurrent_trials(need: Need, nodes: Sequence[Node], most: int | None) -> in
         f"{SPARE_CPUS} CPU for data tasks and {DRIVER_CPUS} for its driver, together {need.cpus + 1} whole CPUs"
         f"{f' and {need.workers * need.gpus_per_worker:g} GPUs' if need.gpus_per_worker else ''}; the cluster has "
         f"{cpus} CPUs and {gpus} GPUs on {len(nodes)} node{'s' if len(nodes) != 1 else ''}, and a worker stays on one "
-        f"node; {_way_out(need, nodes, cpus)}"
+        f"node, of which a driver may break up a CPU; {_way_out(need, nodes, cpus)}"
     )
 
 

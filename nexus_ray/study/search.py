@@ -125,5 +125,4 @@ def searcher(config: StudyConfig, space: Space) -> Searcher:
 def _optuna(search: OptunaSearch, space: Space, objective: NewUnderForgetting | Weighted) -> Searcher:
     from nexus_ray.study.optuna_search import Optuna
 
-    bound = objective.max_forgetting if objective.kind == "new_under_forgetting" else None
-    return Optuna(space, search, bound)
+    return Optuna(space, search, objective)

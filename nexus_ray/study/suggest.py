@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from nexus_ray.config.paths import models_at
 from nexus_ray.study.effects import Effects, KnobEffect
 from nexus_ray.study.front import Front, Member
 from nexus_ray.study.records import Value
@@ -27,10 +31,29 @@ class Suggestion:
     """Values of the knob to add to the space, if the action is to add some."""
 
 
-def suggestions(front: Front, effects: Sequence[Effects]) -> list[Suggestion]:
+Accepts = Callable[[str, Value], bool]
+"""Whether a run takes a value of a knob."""
+
+
+def field_accepts(knob: str, value: Value) -> bool:
+    """Whether the config field that a knob is named after takes a value; True of other names, which say nothing."""
+    *parents, last = knob.split(".")
+    fields = [model.model_fields[last] for model in models_at(parents) if last in model.model_fields]
+    for field in fields:
+        try:
+            adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
+            adapter.validate_python(value)
+        except ValidationError:
+            continue
+        return True
+    return not fields
+
+
+def suggestions(front: Front, effects: Sequence[Effects], *, accepts: Accepts = field_accepts) -> list[Suggestion]:
     """What to try after this study, most useful first.
 
     `effects`: of the objectives that matter (usually new and forgetting); a knob counts as idle if it is on none.
+    `accepts` drops values that a run would refuse.
     """
     winner = next(member for member in front.members if member.id == front.winner.id)
     found = [*_replicate(front), *_infeasible(front)]
@@ -41,7 +64,10 @@ def suggestions(front: Front, effects: Sequence[Effects]) -> list[Suggestion]:
         if all(effect.clear is False for effect in seen):
             found.append(_idle(knob, value, effects))
         elif is_number(value):
-            found += _boundary(knob, value, seen) or _gap(knob, value, front.members)
+            for further in (_boundary(knob, value, seen), _gap(knob, value, front.members)):
+                if further is not None and all(accepts(knob, new) for new in further.values):
+                    found.append(further)
+                    break
     return found[:MAX_SUGGESTIONS]
 
 
@@ -95,25 +121,23 @@ def _idle(knob: str, value: Value, effects: Sequence[Effects]) -> Suggestion:
     )
 
 
-def _boundary(knob: str, value: Value, effects: Sequence[KnobEffect]) -> list[Suggestion]:
+def _boundary(knob: str, value: Value, effects: Sequence[KnobEffect]) -> Suggestion | None:
     """The winner has the lowest or highest value tried, and the knob matters."""
     tried = [float(level.value) for effect in effects for level in effect.levels if is_number(level.value)]  # type: ignore[arg-type]
     low, high, here = min(tried), max(tried), float(value)  # type: ignore[arg-type]
     if not any(effect.clear for effect in effects) or here not in (low, high) or (here == low and low <= 0):
-        return []
+        return None
     further = here * 2 if here == high else here / 2
     further = int(further) if isinstance(value, int) and further == int(further) else further
-    return [
-        Suggestion(
-            f"Widen {knob} beyond {value}: add {further:g}.",
-            f"The winner has the {'highest' if here == high else 'lowest'} value tried, and the effect is clear.",
-            knob,
-            (further,),
-        )
-    ]
+    return Suggestion(
+        f"Widen {knob} beyond {value}: add {further:g}.",
+        f"The winner has the {'highest' if here == high else 'lowest'} value tried, and the effect is clear.",
+        knob,
+        (further,),
+    )
 
 
-def _gap(knob: str, value: Value, members: Sequence[Member]) -> list[Suggestion]:
+def _gap(knob: str, value: Value, members: Sequence[Member]) -> Suggestion | None:
     """The longest untested stretch next to the winner's value."""
     rows: Sequence[Mapping[str, Value]] = [member.replicated.point.params for member in members]
     tried = sorted({float(row[knob]) for row in rows if knob in row and is_number(row[knob])})  # type: ignore[arg-type]
@@ -125,16 +149,14 @@ def _gap(knob: str, value: Value, members: Sequence[Member]) -> list[Suggestion]
             best = max(best, ((scaled[high] - scaled[low]) / (scaled[-1] - scaled[0]), tried[low], tried[high]))
     share, low_value, high_value = best
     if share < _WIDE or (isinstance(value, int) and high_value - low_value < 2):
-        return []
+        return None
     middle = math.sqrt(low_value * high_value) if low_value > 0 else (low_value + high_value) / 2
     middle = round(middle) if isinstance(value, int) else float(f"{middle:.2g}")
     if not low_value < middle < high_value:
-        return []
-    return [
-        Suggestion(
-            f"Try {knob}={middle:g}.",
-            f"Nothing was tried between {low_value:g} and {high_value:g}, next to the winner at {value}.",
-            knob,
-            (middle,),
-        )
-    ]
+        return None
+    return Suggestion(
+        f"Try {knob}={middle:g}.",
+        f"Nothing was tried between {low_value:g} and {high_value:g}, next to the winner at {value}.",
+        knob,
+        (middle,),
+    )

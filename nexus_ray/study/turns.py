@@ -1,7 +1,8 @@
 """Who runs next and what came of it, for a runner with several threads: the course of a study behind one lock.
 
-A trial has a turn each time it is run: from its start, or from where it was paused, up to whatever it is told. What a
-turn took besides training is measured here, by the clock of the driver, and logged. Imports no Ray.
+A trial has a turn each time it is run: from its start, or from where it was paused, up to whatever it is told and
+until its process has said that it ended. Invariant: a trial has one turn at a time. What a turn took besides training
+is measured here, by the clock of the driver, and logged. Imports no Ray.
 """
 
 from __future__ import annotations
@@ -121,8 +122,17 @@ class Turns:
     def lost(self, trial: str) -> None:
         """The process of a turn has died for good."""
         with self._lock:
-            if trial in self._started:
-                self._end(Ended(trial, "failed", "its process died, and died again when it was started anew"))
+            self._end(Ended(trial, "failed", "its process died, and died again when it was started anew"))
+
+    def lost_with_study(self, trial: str) -> bool:
+        """The process of a turn has died and the study ends with it; nothing more begins. Returns whether the trial has
+        failed with that, because it died so before; else it is the next process that goes on with it."""
+        with self._lock:
+            counts = trial in self._started and self._trial(trial).status not in ENDED and not self._closing
+            failed = counts and self._course.lost(trial)
+            self._closing = True
+            self._end(Ended(trial, "interrupted"))
+            return failed
 
     def fail(self, trial: str, reason: str) -> None:
         """A turn cannot begin."""
@@ -144,7 +154,9 @@ class Turns:
                 self._course.finish(message.trial, _report(message.end))
             elif message.outcome in ("failed", "broken"):
                 self._course.fail(message.trial, message.reason or "no reason given")
-        self._time(message, self._started.pop(message.trial))
+        started = self._started.pop(message.trial)
+        self._course.left(message.trial)
+        self._time(message, started)
 
     def _time(self, message: Ended, started: float) -> None:
         now = self._clock()
@@ -180,6 +192,8 @@ class Turns:
             return f"{event['trial']}: {kind} at rung {event['rung']}; {event['reason']}"
         if kind == "failed":
             return f"{event['trial']}: failed; {event['reason']}"
+        if kind == "lost":
+            return f"{event['trial']}: its process died"
         if kind == "started":
             return f"{event['trial']}: started"
         return f"{event['trial']}: finished" if kind == "finished" else None

@@ -23,7 +23,7 @@ from typing import Any
 
 from nexus_ray.config import RunConfig
 from nexus_ray.corpora.prepare import find_prepared, prepare
-from nexus_ray.errors import ConfigError, DataError, Interrupted, TrainingError
+from nexus_ray.errors import ConfigError, DataError, Interrupted
 from nexus_ray.models.local import with_local_model
 from nexus_ray.session import LOCAL_HEAD
 from nexus_ray.storage import Storage
@@ -48,6 +48,13 @@ POLL_S = 0.2
 Say = Callable[[str], None]
 
 
+class TrialLost(Interrupted):
+    """A trial's process died, and the study with it; the same command goes on. To whoever concludes a study it is one
+    that was interrupted: what it has come to so far is written all the same."""
+
+    exit_code = 1
+
+
 def run_trials(
     turns: Turns,
     folder: Storage,
@@ -62,7 +69,9 @@ def run_trials(
     `folder` is the study's; `report` is called with the folder of a run at the end of each turn; `meanwhile` is called
     in this thread again and again.
 
-    Raises Interrupted after Ctrl-C or SIGTERM, once every running trial has written a checkpoint.
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM, once every running trial has written a checkpoint.
+        TrialLost: a trial's process died on a head of this machine.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -149,14 +158,17 @@ class _Work:
     def lost(self, trial: str) -> None:
         """The process of a turn has died, again and again where Tune tries again.
 
-        On a local head what it held of the cluster is not freed before the head ends: so the study ends with it.
+        On a local head what it held of the cluster is not freed before the head ends: so the study ends with it. The
+        next process begins with that trial; where it takes the study along once more, it has failed.
         """
         if LOCAL_HEAD not in os.environ:
             self.turns.lost(trial)
             return
-        self.error = TrainingError(
+        failed = self.turns.lost_with_study(trial)
+        self.error = TrialLost(
             f"the process of trial {trial} died, for want of memory perhaps, and what it held cannot be freed while "
-            f"this Ray runs; the same command goes on with the study (fewer at once: max_concurrent)"
+            f"this Ray runs; the same command goes on with the study{', without that trial' if failed else ''} "
+            f"(fewer at once: max_concurrent)"
         )
 
     def tune(self) -> None:

@@ -119,17 +119,24 @@ def test_a_wider_space_goes_on_without_touching_what_is_done(whole: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_trial_that_fails_is_recorded_and_leaves_the_others_alone(tmp_path: Path) -> None:
+def test_a_trial_that_fails_is_recorded_and_leaves_the_others_alone(whole: Path) -> None:
+    """The other one is, under another name, a trial that finished undisturbed, and comes to the same scores."""
     strict = {"continual.max_forgetting": 1e-9, "continual.on_forgetting": "stop", RATIO: 0.0}
-    space = {"gate": {"options": {"bad": strict, "fine": {}}}}
-    code, said = run(write_tiny_study(tmp_path, space=space, stopping={"rule": "none"}))
+    undisturbed = next(t for t in read(whole, "results.json")["trials"] if t["status"] == "finished")
+    space = {"gate": {"options": {"bad": strict, "fine": undisturbed["params"]}}}
+    file = write_tiny_study(whole, name="gate", space=space, stopping={"rule": "none"})
+    code, said = run(file)
     assert code == 1
-    states = finished(events(tmp_path))
+    before = events(whole, "gate")
+    states = finished(before)
     assert sorted(states.values()) == ["failed", "finished"]
     assert any("failed" in line and "max_forgetting" in line for line in said)
-    again, _ = run(tmp_path / "study.yaml")
-    assert again == 1 and decided(events(tmp_path)) == decided(events(tmp_path))
-    assert [e["event"] for e in events(tmp_path)].count("started") == 2, "a failed trial is not run again by itself"
+    [survivor] = [trial for trial, state in states.items() if state == "finished"]
+    scores = load_scores(whole / "runs" / f"gate-{survivor}")
+    assert scores == load_scores(whole / "runs" / f"s-{undisturbed['trial']}")
+    again, _ = run(file)
+    assert again == 1 and decided(events(whole, "gate")) == decided(before)
+    assert [e["event"] for e in events(whole, "gate")].count("started") == 2, "a failed trial is not run by itself"
 
 
 @pytest.fixture

@@ -106,17 +106,24 @@ def test_killed_after_any_event_it_ends_as_if_undisturbed(
 @given(
     kills=st.lists(st.integers(1, 40), max_size=6),
     slots=st.integers(1, 5),
+    lingers=st.integers(0, 4),
     seeds=st.sampled_from([[0], [0, 1]]),
     stopping=st.sampled_from([ASHA, MEDIAN, {"rule": "none"}]),
     fails=st.sets(st.integers(0, 23), max_size=5),
 )
 def test_kills_failures_and_many_at_once(
-    tmp_path: Path, kills: list[int], slots: int, seeds: list[int], stopping: dict[str, Any], fails: set[int]
+    tmp_path: Path,
+    kills: list[int],
+    slots: int,
+    lingers: int,
+    seeds: list[int],
+    stopping: dict[str, Any],
+    fails: set[int],
 ) -> None:
     study = a_study(tmp_path, stopping=stopping, seeds=seeds, objective=BOUND)
     ids = [f"{point.id}-s{seed}" for point in study.space.grid() for seed in seeds]
     failing = frozenset(ids[place] for place in fails if place < len(ids))
-    lab, log = Lab(study, smooth, failing=failing), Log()
+    lab, log = Lab(study, smooth, failing=failing, lingers=lingers), Log()
     for room in kills:
         log.room = len(log.events) + room
         before = list(log.events)
@@ -170,9 +177,171 @@ def test_wide_first_and_hasty_only_where_a_worker_would_idle(tmp_path: Path) -> 
     assert len(jobs) == 12 and course.next() is None
     for job in jobs[:6]:
         course.report(job.trial, Report(200, 200_000, smooth(job.point, 0, 0.2)))
+    assert course.next() is None, "those that arrived are still ending"
+    for job in jobs[:6]:
+        course.left(job.trial)
     hasty = [course.next() for _ in range(3)]
     assert [job is not None and job.resumes for job in hasty] == [True, True, False], "6 // 3 of those that arrived"
     assert [e["reason"][:6] for e in many.events if e["event"] == "promoted"] == ["likely", "likely"]
+
+
+@pytest.mark.parametrize("slots", [3, 4])
+@pytest.mark.parametrize(("stopping", "ends"), [(ASHA, "paused"), (MEDIAN, "stopped")])
+def test_no_trial_is_handed_out_while_its_turn_ends(
+    tmp_path: Path, slots: int, stopping: dict[str, Any], ends: str
+) -> None:
+    """Turns that take up to two evaluations of all others to end: nothing is trained twice, and all is run."""
+    study = a_study(tmp_path, stopping=stopping, seeds=[0, 1])
+    lab = Lab(study, smooth, lingers=2 * slots)
+    course = lab.run(Log(), slots=slots)
+    assert course.active == frozenset() and set(statuses(course).values()) == {"finished", ends}
+    assert lab.tokens == {trial.id: trial.reports[-1].tokens for trial in course.trials()}, "trained twice"
+
+
+def test_a_place_is_filled_in_haste_only_while_others_train(tmp_path: Path) -> None:
+    course = Lab(a_study(tmp_path, stopping=ASHA), smooth).course(Log())
+    jobs = [job for _ in range(12) if (job := course.next())]
+    for place, job in enumerate(jobs):
+        if place < 7:
+            course.report(job.trial, Report(200, 200_000, smooth(job.point, 0, 0.2)))
+        if place not in (6, 11):
+            course.left(job.trial)  # the first six at their rung, four cut off before it
+    assert course.active == {jobs[6].trial, jobs[11].trial}
+    hasty = course.next()
+    assert hasty is not None and hasty.resumes, "the last one trains"
+    course.report(hasty.trial, Report(450, 450_000, smooth(hasty.point, 0, 0.5)))
+    course.left(jobs[11].trial)
+    assert course.next() is None, "what is left was told to end, and will give its place back by itself"
+
+
+def test_a_trial_that_was_cut_off_waits_for_the_next_process(tmp_path: Path) -> None:
+    log = Log()
+    lab = Lab(a_study(tmp_path), smooth)
+    course = lab.course(log)
+    first = course.next()
+    assert first is not None
+    course.left(first.trial)
+    second = course.next()
+    assert second is not None and second.trial != first.trial
+    again = lab.course(log).next()
+    assert again is not None and again.trial == first.trial
+
+
+def test_a_restarted_turn_whose_point_was_promoted_meanwhile_runs(tmp_path: Path) -> None:
+    """Told to pause, it died before it ended; started anew, it is told to go on, and nobody else is given its trial."""
+    study = a_study(tmp_path, stopping={"rule": "asha", "eta": 2, "rungs": [0.2]})
+    course = Lab(study, smooth).course(Log())
+    jobs = [job for _ in range(12) if (job := course.next())]
+    scores = {job.trial: smooth(job.point, 0, 0.2) for job in jobs}
+    jobs.sort(key=lambda job: scores[job.trial].forgetting - scores[job.trial].new)
+    best = jobs[0]
+    early = Report(200, 200_000, scores[best.trial])
+    assert course.report(best.trial, early) == "pause"
+    for job in jobs[1:]:
+        course.report(job.trial, Report(200, 200_000, scores[job.trial]))
+    assert course.next() is None, "promoted, but all turns are still ending"
+    assert course.report(best.trial, early) == "continue"
+    assert statuses(course)[best.trial] == "running"
+
+
+def median_rule(study: Study, score: Score, seeds: list[int], *, grace: int) -> dict[str, int]:
+    """The median rule written out, points one after the other: rungs that each passed. A point stops where more than
+    half of all that reached the rung before, stopped or not, are better. Evaluations at 18ths."""
+    reached: list[list[tuple[float, ...]]] = [[], []]
+    passed = {}
+    for point in study.space.grid():
+        passed[point.id] = 0
+        for number, share in enumerate((4 / 18, 9 / 18)):
+            own = merit(score, point, seeds, share, bound=math.inf)
+            before = list(reached[number])
+            reached[number].append(own)
+            if len(before) >= grace and sum(other > own for other in before) > len(before) / 2:
+                break
+            passed[point.id] += 1
+    return passed
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+@pytest.mark.parametrize("order", range(4))
+def test_the_median_is_of_all_that_reached_the_rung(tmp_path: Path, seeds: list[int], order: int) -> None:
+    """Half of the later points pass, not ever fewer: those that were stopped stay in the comparison."""
+
+    def ranked(point: Point, seed: int, share: float) -> Objectives:
+        place = random.Random(f"{order} {point.id} {share > 0.3}").random()
+        return Objectives(place + seed / 1000, 0.0, share)
+
+    objective = {"kind": "new_under_forgetting", "max_forgetting": 9.0}
+    study = a_study(tmp_path, stopping=MEDIAN, seeds=seeds, objective=objective)
+    log = Log()
+    course = Lab(study, ranked).run(log)
+    expected = median_rule(study, ranked, seeds, grace=MEDIAN["grace"])
+    stopped = {event["point"]: event["rung"] for event in log.events if event["event"] == "stopped"}
+    assert stopped == {point: rungs for point, rungs in expected.items() if rungs < 2}
+    finished = {trial.point.id for trial in course.trials() if trial.status == "finished"}
+    assert finished == {point for point, rungs in expected.items() if rungs == 2}
+
+
+def test_points_that_failed_do_not_count_in_the_median(tmp_path: Path) -> None:
+    study = a_study(tmp_path, stopping={**MEDIAN, "grace": 1})
+    points = list(study.space.grid())
+    log = Log()
+    course = Lab(study, smooth).course(log)
+    jobs = [job for _ in points if (job := course.next())]
+    for job, new in zip(jobs, [-1.0, -3.0, -2.0], strict=False):
+        if new == -2.0:
+            course.fail(jobs[0].trial, "after the rung")
+        course.report(job.trial, Report(200, 200_000, Objectives(new, 0.0, 1.0)))
+    judged = [(event["event"], event["reason"][:11]) for event in log.events if "rung" in event]
+    assert judged == [("continued", "0 of 0 befo"), ("stopped", "1 of 1 befo"), ("continued", "0 of 1 befo")]
+
+
+def test_a_point_that_the_run_refuses_fails_and_the_study_goes_on(tmp_path: Path) -> None:
+    """A sequence length between two that are sound, of which a batch holds no whole number."""
+
+    def score(point: Point, seed: int, share: float) -> Objectives:
+        return Objectives(-2.0, 0.1, share)
+
+    space = {"training.seq_len": {"int_uniform": [100, 200]}, "continual.warmup_steps": {"choice": [1, 5]}}
+    common = {"training.global_batch_tokens": 6000, "training.token_budget": 450_000}
+    search = {"kind": "optuna", "trials": 8, "startup": 3}
+    study = a_study(tmp_path, space=space, search=search, common=common, seeds=[0, 1])
+    whole = Log()
+    course = Lab(study, score, steps=4).run(whole)
+    trials = course.trials()
+    failed = [trial for trial in trials if trial.status == "failed"]
+    assert len(trials) == 16 and failed, "no point was refused"
+    assert all("training.seq_len" in str(trial.reason) for trial in failed)
+    assert {trial.status for trial in trials} <= {"failed", "finished"}
+    budgets = [event["budget"] for event in whole.events if event["event"] == "planned"]
+    assert budgets == [study.base_tokens] * 8
+    first = next(place for place, event in enumerate(whole.events) if event["event"] == "failed")
+    for room in (first, first + 1):
+        log = Log(room=room)
+        with pytest.raises(Killed):
+            Lab(study, score, steps=4).run(log)
+        log.room = None
+        assert Lab(study, score, steps=4).run(log).trials() == trials
+        assert decisions(log.events) == decisions(whole.events)
+
+
+def test_a_trial_that_takes_the_study_along_twice_fails(tmp_path: Path) -> None:
+    log = Log()
+    lab = Lab(a_study(tmp_path), smooth)
+    first = lab.course(log).next()
+    assert first is not None
+    for times in (1, 2):
+        course = lab.course(log)
+        job = course.next()
+        assert job is not None and job.trial == first.trial, "what was cut off goes on first"
+        assert course.lost(job.trial) == (times == 2)
+        course.left(job.trial)
+    assert statuses(lab.course(log))[first.trial] == "failed"
+    assert "died 2 times" in str(lab.course(log).trials()[0].reason)
+    course = lab.run(log)
+    assert set(statuses(course).values()) == {"finished", "failed"} and first.trial not in lab.started
+    course = lab.course(log)
+    course.retry([first.trial])
+    assert not course.lost(first.trial), "asked for, it starts with none"
 
 
 def test_one_replicates_luck_decides_nothing(tmp_path: Path) -> None:
@@ -244,6 +413,9 @@ def test_a_signal_stops_a_point_at_once(tmp_path: Path) -> None:
     assert course.report(first.trial, calm) == "continue"
     assert course.report(second.trial, wild) == "stop"
     assert course.report(first.trial, Report(100, 100_000, calm.objectives)) == "stop"
+    assert course.active == {first.trial, second.trial}
+    course.left(first.trial)
+    course.left(second.trial)
     assert course.active == frozenset()
     ended = Lab(study, smooth).run(log)
     assert set(statuses(ended).values()) == {"stopped", "paused", "finished"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from nexus_ray.study.effects import Effects, KnobEffect, crossed_interval, knob_effects
 from nexus_ray.study.front import Goal, study_front
 from nexus_ray.study.records import Trial
-from nexus_ray.study.suggest import suggestions
+from nexus_ray.study.suggest import field_accepts, suggestions
 from tests.study_views import METHOD, RANK, RATIO, WARMUP, study_trials, trial, truth
 
 
@@ -102,6 +103,32 @@ def test_what_to_try_next_says_why() -> None:
     single = study_front([t for t in trials if t.seed == 0], Goal(max_forgetting=0.01))
     reasons = " ".join(item.reason + item.action for item in suggestions(single, []))
     assert "one seed" in reasons and "raise the bound" in reasons
+
+
+def test_a_value_that_the_run_refuses_is_not_suggested() -> None:
+    """The winner has a ratio of 0.6, the highest: 1.2 is no ratio, so what lies between is all there is to try."""
+    trials = [
+        trial({RATIO: ratio, WARMUP: warmup}, seed, -2.0 + ratio + 0.001 * seed, 0.1)
+        for ratio in (0.0, 0.05, 0.6)
+        for warmup in (1, 2)
+        for seed in (0, 1, 2)
+    ]
+    effects = [found for found in [knob_effects(trials, "new")] if found is not None]
+    front = study_front(trials, Goal(max_forgetting=0.5))
+
+    def tried(**accepts: Any) -> list[Any]:
+        return [value for item in suggestions(front, effects, **accepts) if item.knob == RATIO for value in item.values]
+
+    assert tried(accepts=lambda knob, value: True) == [1.2]
+    [between] = tried()
+    assert 0.05 < between < 0.6
+    assert tried(accepts=lambda knob, value: False) == []
+
+
+def test_a_value_is_held_against_the_field_of_its_knob() -> None:
+    assert field_accepts(RATIO, 1.0) and not field_accepts(RATIO, 1.2)
+    assert field_accepts(RANK, 8) and not field_accepts(RANK, 0.5) and not field_accepts(WARMUP, -1)
+    assert field_accepts(METHOD, 3) and field_accepts("stages.0.override.training.seq_len", 0), "nothing is known"
 
 
 def test_effects_hold_no_reference_to_order() -> None:

@@ -11,6 +11,7 @@ from nexus_ray.config import Hardware
 from nexus_ray.errors import ConfigError
 from nexus_ray.study.judge import Judge
 from nexus_ray.study.load import evaluations, load_study, run_tokens, rung_tokens
+from nexus_ray.study.records import Point
 from tests.studies import STUDY, a_study, write_study
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "configs/experiments/study/study.yaml"
@@ -99,6 +100,24 @@ ONE = {"continual.replay_ratio": {"choice": [0.0, 0.1]}}
             knobs(training__seq_len={"int_uniform": [8.5, 9]}),
             ["space.training.seq_len.int_uniform.0=8.5: must be a whole"],
         ),
+        (
+            knobs(training__epsilon={"choice": [1e-8, float("nan")]}),
+            ["space.training.epsilon.choice.1: nan is no finite number", "write a number, or drop it"],
+        ),
+        (knobs(m={"choice": [1.0, float("inf")], "path": "training.epsilon"}), ["space.m.choice.1: inf is no finite"]),
+        (
+            knobs(stages__0__domains={"choice": [{"french": 1.0}, {"french": float("nan")}]}),
+            ["space.stages.0.domains.choice.1: nan is no finite number"],
+        ),
+        (
+            knobs(m={"options": {"a": {"training.epsilon": float("-inf")}}}),
+            ["space.m.options.a.training.epsilon: -inf is no finite number"],
+        ),
+        (
+            knobs(training__epsilon={"choice": [1e-8], "when": {"continual.replay_ratio": {"below": float("inf")}}}),
+            ["space.training.epsilon.when.continual.replay_ratio: inf is no finite number"],
+        ),
+        (knobs(training__epsilon={"uniform": [0, float("inf")]}), ["uniform.1=inf: must be a finite number"]),
         # paths
         (
             knobs(continual__replay_ration=LORA),
@@ -230,6 +249,16 @@ def test_knobs_that_exclude_each_other_may_share_a_path(tmp_path: Path) -> None:
     study = a_study(tmp_path, space=space)
     rates = [study.config_of(point, 0).training.learning_rate for point in study.space.grid()]
     assert rates == [1e-4, 2e-3, 3e-3, 1e-3]
+
+
+def test_a_point_inside_a_range_may_be_refused(tmp_path: Path) -> None:
+    space = {"training.seq_len": {"int_uniform": [100, 200]}}
+    study = a_study(tmp_path, space=space, search={"kind": "optuna", "trials": 3})
+    sound, odd = Point({"training.seq_len": 125}), Point({"training.seq_len": 150})
+    assert study.refusal(sound) is None
+    refusal = study.refusal(odd)
+    assert refusal is not None and "training.seq_len=150" in refusal and "\n" not in refusal
+    assert study.budget(odd) == study.base_tokens == 900_000
 
 
 def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:

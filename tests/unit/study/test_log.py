@@ -33,8 +33,9 @@ def conduct(study: Study, *, most_starts: int = 10**6) -> Lab:
                 break
             lab.started.append(job.trial)
             done = 0
-            while lab._step(course, job, done := done + 1):
+            while lab.step(course, job, done := done + 1):
                 pass
+            course.left(job.trial)
     return lab
 
 

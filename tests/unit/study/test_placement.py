@@ -25,6 +25,13 @@ def test_one_worker_of_one_cpu_on_one_node(cpus: int, trials: int) -> None:
         (Need(2, 2), [{"CPU": 11}], 2),
         (Need(1, 4), [{"CPU": 5}, {"CPU": 5}], 1),
         (Need(1, 4), [{"CPU": 6}, {"CPU": 6}], 2),
+        (Need(1, 4), [{"CPU": 4}, {"CPU": 2}], 0),
+        (Need(1, 4), [{"CPU": 5}, {"CPU": 2}], 1),
+        (Need(2, 8), [{"CPU": 8}, {"CPU": 8}, {"CPU": 2}], 0),
+        (Need(2, 8), [{"CPU": 8}, {"CPU": 9}, {"CPU": 2}], 0),
+        (Need(2, 8), [{"CPU": 9}, {"CPU": 9}], 1),
+        (Need(1, 1), [{"CPU": 404}], 200),  # 201 drivers take a little of a third CPU
+        (Need(1, 1), [{"CPU": 405}], 201),
         (Need(1, 5), [{"CPU": 4}, {"CPU": 4}], 0),
         (Need(2, 1, 1.0), [{"CPU": 32, "GPU": 8}], 4),
         (Need(1, 1, 0.5), [{"CPU": 32, "GPU": 2}], 4),
@@ -42,15 +49,15 @@ def test_workers_stay_on_a_node_and_share_gpus(need: Need, nodes: Sequence[Node]
     st.lists(st.integers(0, 9), min_size=1, max_size=4),
     st.data(),
 )
-def test_wherever_ray_puts_things_a_data_task_finds_a_cpu(need: Need, cpus: list[int], data: st.DataObject) -> None:
-    """Drivers and then workers go to any node with room, as an adversary likes; each trial still has its data CPU."""
+def test_wherever_ray_puts_things_all_find_room(need: Need, cpus: list[int], data: st.DataObject) -> None:
+    """Drivers and then workers go to any node with room, as an adversary likes; each trial has its workers, a lone one
+    to begin with, and its data CPU."""
     trials = capacity(need, [{"CPU": count} for count in cpus])
     free = [float(count) for count in cpus]
     for amount, many in ((DRIVER_CPUS, trials), (need.cpus_per_worker, trials * need.workers)):
         for _ in range(many):
             fitting = [place for place, room in enumerate(free) if room >= amount]
-            if not fitting:
-                break  # a trial waits for another to end; those that run are what counts
+            assert fitting, f"no room for {amount} CPUs: {free} of {cpus} are left"
             free[data.draw(st.sampled_from(fitting))] -= amount
     assert sum(int(room + 1e-9) for room in free) >= trials
 

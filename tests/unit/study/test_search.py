@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nexus_ray.config.study import Knob
 from nexus_ray.errors import ConfigError
 from nexus_ray.study import optuna_search
+from nexus_ray.study.judge import Judge
 from nexus_ray.study.records import Objectives, Point
 from nexus_ray.study.search import Grid, Random, Searcher, Seen, searcher
 from nexus_ray.study.space import Space
@@ -117,6 +118,25 @@ def test_a_bound_of_forgetting_is_a_constraint(tmp_path: Path) -> None:
     kept = [forgetting <= 0.25 for forgetting in late(0.25)]
     assert sum(kept) > len(kept) / 2, "a third by chance, and the score alone would lead to a ratio of 0.1"
     assert sum(kept) > sum(forgetting <= 0.25 for forgetting in late(9.0))
+
+
+@pytest.mark.parametrize("slack", [0.0, 0.5])
+def test_the_constraint_at_a_rung_is_as_loose_as_the_judge(tmp_path: Path, slack: float) -> None:
+    import optuna
+
+    objective = {"kind": "new_under_forgetting", "max_forgetting": 0.2, "rung_slack": slack}
+    search = {"kind": "optuna", "trials": 30, "startup": 1}
+    study = a_study(tmp_path, space=KNOBS, search=search, objective=objective)
+    proposer = searcher(study.config, study.space)
+    assert isinstance(proposer, optuna_search.Optuna)
+    judge = Judge(study.config.stopping, study.config.objective)
+    point = study.space.sample(0, 0)
+    for forgetting in (0.1, 0.2, 0.25, 0.3, 0.35):
+        scores = Objectives(-1.0, forgetting, 1.0)
+        for levels, at_rung in (((scores, None), True), ((scores, scores), False)):
+            [trial] = proposer._trials(optuna, [Seen(point, 0, levels)])
+            kept = all(broken <= 0 for broken in trial.constraints.values())
+            assert kept == (judge.merit(scores, at_rung=at_rung)[0] == 1), (forgetting, at_rung)
 
 
 def test_points_are_compared_at_one_rung(tmp_path: Path) -> None:

@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 
+from nexus_ray.errors import Interrupted
+from nexus_ray.session import LOCAL_HEAD
+from nexus_ray.storage import Storage
 from nexus_ray.study.course import Job
 from nexus_ray.study.history import Event
 from nexus_ray.study.turns import Ended, Told, Turns, Wanted, overheads
 from nexus_ray.train.watch import Evaluated
 from nexus_ray.tune.box import Box
+from nexus_ray.tune.driver import _Work
 from tests.studies import a_study
 
 ASHA = {"rule": "asha", "eta": 2, "rungs": [0.25]}
@@ -100,6 +104,78 @@ def test_broken_and_lost_turns_fail_their_trials(tmp_path: Path) -> None:
     assert "its process died" in log[-2]["reason"]
     made.retry()
     assert {begun(made).trial, begun(made).trial} == {first.trial, second.trial}
+
+
+def test_a_trial_has_one_turn_at_a_time(tmp_path: Path) -> None:
+    """Its point is promoted while its first turn still writes its checkpoint: the second begins when that is over."""
+    made, log, *_ = turns(tmp_path, [], stopping=ASHA)
+    first, second = begun(made), begun(made)
+    assert made.answer(Told(first.trial, evaluated(0.25, new=-1.0))) == "pause"
+    assert made.answer(Told(second.trial, evaluated(0.25))) == "pause"
+    assert made.next() == "wait" and made.running() == [first.trial, second.trial]
+    assert [event["event"] for event in log].count("promoted") == 1
+    made.answer(Ended(second.trial, "paused"))
+    assert made.next() == "wait", "the one that goes on is still ending"
+    made.answer(Ended(first.trial, "paused"))
+    again = begun(made)
+    assert again.trial == first.trial and again.resumes
+
+
+def test_a_sibling_told_to_stop_later_gives_its_place_back(tmp_path: Path) -> None:
+    stopping = {**ASHA, "max_signal": {"grad_norm": 0.5}}
+    made, *_ = turns(tmp_path, [], stopping=stopping, seeds=[0, 1])
+    first, second = begun(made), begun(made)
+    assert first.point == second.point
+    assert made.answer(Told(first.trial, evaluated(0.1))) == "stop", "the point is stopped with both"
+    assert made.answer(Told(second.trial, evaluated(0.1))) == "stop"
+    for job in (first, second):
+        made.answer(Ended(job.trial, "stopped"))
+    others = [begun(made), begun(made)]
+    assert made.next() == "wait"
+    for job in others:
+        made.answer(Told(job.trial, evaluated(0.1)))
+        made.answer(Ended(job.trial, "stopped"))
+    assert made.next() == "over" and made._course.active == frozenset()
+
+
+def work(made: Turns, folder: Path) -> _Work:
+    place = Storage(str(folder))
+    return _Work(made, place, None, name="box", slots=1, say=lambda text: None, report=None)
+
+
+def test_a_process_that_dies_on_a_local_head_ends_the_study_and_at_last_its_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LOCAL_HEAD, "1")
+    made, log, *_ = turns(tmp_path, [])
+    for times in (1, 2):
+        first = begun(made)
+        assert first.trial == made.trials()[0].id, "it goes on first"
+        driver = work(made, tmp_path)
+        driver.lost(first.trial)
+        assert isinstance(driver.error, Interrupted) and driver.error.exit_code == 1, "concluded as if interrupted"
+        assert ("without that trial" in str(driver.error)) == (times == 2)
+        assert made.next() == "over", "nothing begins in a study that ends"
+        assert [event["event"] for event in log].count("lost") == times
+        made, log, *_ = turns(tmp_path, log)
+    assert made.trials()[0].status == "failed" and "died 2 times" in str(made.trials()[0].reason)
+    assert begun(made).trial != made.trials()[0].id
+
+
+def test_only_deaths_that_end_the_study_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LOCAL_HEAD, "1")
+    made, log, *_ = turns(tmp_path, [])
+    first, second = begun(made), begun(made)
+    made.answer(Told(first.trial, evaluated(0.5, new=float("nan"))))
+    made.lost_with_study(first.trial)  # ended before it died
+    made.lost_with_study(second.trial)  # died in a study that is ending
+    assert "lost" not in [event["event"] for event in log] and made.running() == []
+    monkeypatch.delenv(LOCAL_HEAD)
+    made, log, *_ = turns(tmp_path, log)
+    again = begun(made)
+    driver = work(made, tmp_path)
+    driver.lost(again.trial)
+    assert driver.error is None and made.trials()[1].status == "failed", "on a cluster the others go on"
 
 
 def test_a_turn_that_ends_twice_counts_once(tmp_path: Path) -> None:
