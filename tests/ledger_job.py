@@ -78,6 +78,10 @@ class Duplicates:
         assert row.text not in self.texts, "kept twice"
         self.texts.add(row.text)
 
+    def judge_edit(self, row: Row, flagged: str) -> tuple[Row, Verdict]:
+        """What people write is right."""
+        return row, PASS
+
 
 Asked = Callable[[str], None]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from nexus_ray.config.control_checks import control_can_work, control_has_work
 from nexus_ray.config.faults import Check, Fault
@@ -298,6 +299,31 @@ def _jobs_are_sound(config: RunConfig) -> Iterator[Fault]:
             )
 
 
+def _references_are_not_trained(config: RunConfig) -> Iterator[Fault]:
+    """A model finds its own text plausible, so a reference that is the student narrows it; the generator may be one."""
+    model = config.model
+    for name, job in config.synthesis.items():
+        reference = job.filters.perplexity
+        if reference is None or reference.model is None:
+            continue
+        started = {"model.init_from": model.init_from} if model.init_from is not None else {}
+        if model.source not in ("scratch", "wheel") and model.revision == reference.revision:
+            started["model.source"] = model.source
+        for path, student in started.items():
+            if _same_place(student, reference.model):
+                yield Fault(
+                    f"synthesis.{name}.filters.perplexity.model",
+                    f"={reference.model!r} is {path} too, the model that is trained, which favours its own text; name "
+                    "a frozen model that this run does not train, or set perplexity: null",
+                    related=(path,),
+                )
+
+
+def _same_place(one: str, other: str) -> bool:
+    """Whether two names are the same folder, or the same id on a hub."""
+    return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+
+
 RUN_CHECKS: tuple[Check, ...] = (
     _domains_exist,
     _stage_names_differ,
@@ -308,6 +334,7 @@ RUN_CHECKS: tuple[Check, ...] = (
     _evaluated_have_held_out,
     _ledgers_have_jobs,
     _jobs_are_sound,
+    _references_are_not_trained,
     _overrides_fit,
     _sequence_fits_model,
     _model_sources_agree,

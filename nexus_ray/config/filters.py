@@ -145,8 +145,26 @@ class PersonalFilter(Section):
     """`mask` puts `[EMAIL]` and the like in their place before the other filters look."""
 
 
+class SafetyModel(Section):
+    """A Hugging Face text classifier that tells harmful text; loaded without code of its own."""
+
+    model: str = Field(min_length=1)
+    """Folder or Hugging Face id."""
+    revision: str | None = None
+    """Commit, tag or branch on the hub."""
+    unsafe: list[str] = Field(min_length=1)
+    """Its labels that count as harmful. Where labels exclude each other their probabilities are added; where each
+    stands alone the highest counts."""
+    max_tokens: int = Field(512, ge=8)
+    """Tokens judged at once; a longer text is judged in pieces of so many, and the worst of them counts."""
+    batch_size: int = Field(16, ge=1)
+    """Pieces judged together: of the rows of one answer, so that a figure never depends on timing."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """`cuda` needs a share of a GPU in `gpus_per_worker`."""
+
+
 class SafetyFilter(Section):
-    """Words that a training text should not hold; a classifier can be handed in beside it."""
+    """Words that a training text should not hold; a classifier can stand beside them."""
 
     action: Action = "reject"
     max_mild: Share = 0.02
@@ -155,8 +173,24 @@ class SafetyFilter(Section):
     """More words or phrases that are never allowed."""
     allow_words: list[str] = Field(default_factory=list)
     """Words of the built-in list that are all right here."""
-    max_classifier: Share = 0.5
-    """Most that the classifier, if there is one, may give (0 harmless, 1 harmful)."""
+    classifier: SafetyModel | None = None
+    """Asked about rows that nothing cheaper rejected."""
+    max_classifier: Share | None = None
+    """Most that the classifier may give (0 harmless, 1 harmful)."""
+
+    @model_validator(mode="after")
+    def _has_both(self) -> Self:
+        if self.max_classifier is not None and self.classifier is None:
+            raise ValueError(
+                f"max_classifier={self.max_classifier} needs a model to measure it; name one as classifier.model, with "
+                f"its labels in classifier.unsafe, or drop max_classifier"
+            )
+        if self.max_classifier is None and self.classifier is not None:
+            raise ValueError(
+                f"classifier.model={self.classifier.model} rejects nothing without a limit; set max_classifier, or "
+                f"drop classifier"
+            )
+        return self
 
 
 class _AnchoredFilter(Section):
@@ -189,13 +223,17 @@ class PriorFilter(_AnchoredFilter):
 
 
 class PerplexityFilter(_AnchoredFilter):
-    """Perplexity per token under a frozen reference model, which must not be the model that is trained."""
+    """Perplexity per token under a frozen reference model, which must not be the model that is trained.
+
+    The generator may be it, but finds its own text more plausible than another model would.
+    """
 
     min_perplexity: float | None = Field(None, ge=1.0)
     """A bound beside the quantiles', whatever the domain."""
     max_perplexity: float | None = Field(None, ge=1.0)
     model: str | None = None
-    """Folder or Hugging Face id of the reference model; None: what measures is handed in."""
+    """Folder or Hugging Face id of the reference model, other than `model.source` and `model.init_from`; None: what
+    measures is handed in."""
     revision: str | None = None
     """Commit, tag or branch on the hub."""
     dtype: Literal["float32", "bfloat16"] = "float32"

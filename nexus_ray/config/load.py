@@ -19,6 +19,7 @@ from nexus_ray.config.faults import Fault, collect, touches, validate
 from nexus_ray.config.hardware import Hardware
 from nexus_ray.config.source import Data, apply_overrides, copy_data, read_yaml
 from nexus_ray.config.tree import FilesSource, RunConfig, SynthesisSource
+from nexus_ray.config.validators import is_rubric_path
 
 AUTO_PATHS = ("training.precision", "training.zero_stage", "cluster.cpus_per_worker")
 """Settings whose default depends on the machine or on each other; `resolve` makes them explicit."""
@@ -122,11 +123,13 @@ def _absolute_paths(data: Data) -> None:
             domain["source"]["ledger"] = _absolute(ledger)
     for job in data["synthesis"].values():
         job["recipe"] = _absolute(job["recipe"])
-        for section in (job["generator"], job["judge"], job["filters"]["perplexity"]):
+        classifier = (job["filters"]["safety"] or {"classifier": None})["classifier"]
+        for section in (job["generator"], job["judge"], job["filters"]["perplexity"], classifier):
             if section is not None and _is_local_model(section.get("model")):
                 section["model"] = _absolute(section["model"])
         for key in ("against", "borrow"):
             job[key] = [_absolute(folder) for folder in job[key]]
+        _absolute_references(job)
     model = data["model"]
     model["init_from"] = model["init_from"] and _absolute(model["init_from"])
     template = model["tokenizer"]["chat_template"]
@@ -135,6 +138,21 @@ def _absolute_paths(data: Data) -> None:
     for section in (model, model["tokenizer"]):
         if _is_local_model(section["source"]):
             section["source"] = _absolute(section["source"])
+
+
+def _absolute_references(job: Data) -> None:
+    """Files that a job's verdicts refer to."""
+    filters = job["filters"]
+    for section in (filters["prior"], filters["perplexity"]):
+        if section is not None and section["reference"] is not None:
+            section["reference"] = _absolute(section["reference"])
+    for benchmark in (filters["contamination"] or {"benchmarks": {}})["benchmarks"].values():
+        benchmark["paths"] = [_absolute(path) for path in benchmark["paths"]]
+    for judge in (one for one in job["validators"] if one["kind"] == "judge"):
+        if is_rubric_path(judge["rubric"]):
+            judge["rubric"] = _absolute(judge["rubric"])
+        if judge["golden"] != "default":
+            judge["golden"] = _absolute(judge["golden"])
 
 
 def _is_local_model(source: str | None) -> bool:

@@ -79,12 +79,16 @@ class JudgeConfig(Section):
 
     kind: Literal["judge"] = "judge"
     rubric: str = "faithful"
-    """Name of a rubric that ships with the package, or path of a YAML file with `question`, `levels`, `accept` and
-    `examples`."""
+    """Name of a rubric that ships with the package, or path of a YAML file (with a slash, or ending in `.yaml`) of
+    `question`, `levels`, `accept`, `source` and `examples`."""
     golden: str = "default"
-    """`default`, or path of a JSON-lines file of `source, question, answer, accept`."""
+    """`default` (made for `faithful`), or path of a JSON-lines file of `source, question, answer, accept`; without
+    `source` if the rubric judges without one."""
     min_precision: float = Field(0.9, gt=0.0, le=1.0)
     """Least share of rightly accepted among accepted golden items; below it the judge is refused."""
+    min_precision_low: float = Field(0.65, ge=0.0, lt=1.0)
+    """Least lower end of that share's 95 % interval, which a short golden set cannot reach: 2 items, both rightly
+    accepted, promise 0.34, 8 promise 0.68, 14 with one wrong 0.69."""
     min_recall: float = Field(0.5, ge=0.0, le=1.0)
     """Least share of the acceptable golden items that are accepted: a judge that rejects all is refused too."""
     max_order_swaps: float = Field(0.2, ge=0.0, le=1.0)
@@ -93,6 +97,11 @@ class JudgeConfig(Section):
     """Largest share of golden items whose grade rises when empty words are added."""
     max_unparsed: float = Field(0.1, ge=0.0, le=1.0)
     """Largest share of replies that do not follow the demanded form."""
+
+
+def is_rubric_path(rubric: str) -> bool:
+    """Whether a judge's `rubric` is a file, not the name of one that ships with the package."""
+    return "/" in rubric or rubric.endswith((".yaml", ".yml"))
 
 
 ValidatorConfig = Annotated[

@@ -13,18 +13,19 @@ from nexus_ray.errors import NexusError
 
 MAX_EDIT_CHARACTERS = 1_000_000
 
-Action = Literal["accept", "reject", "edit", "undo"]
+Action = Literal["accept", "reject", "edit", "override", "undo"]
 Decide = Callable[[str, Action, str | None], None]
-"""`decide(row_id, action, text)`: `text` is the new text of an `edit`, else None. `undo` takes the row's last decision
-back; a changed mind arrives as `undo` and then the new decision. A NexusError is shown on the page, and the decision
-counts as not made."""
+"""`decide(row_id, action, text)`: `text` is the new text of an `edit`, or of an `override` (an edit that counts
+whatever the filters say), else None. `undo` takes the row's last decision back; a changed mind arrives as `undo` and
+then the new decision. A NexusError is shown on the page, and the decision counts as not made."""
 
 
 class ReviewQueue(Protocol):
     """Flagged rows by place: a list of dicts, or anything that reads them when asked.
 
     A row has `id` and `text`, and what there is of `reason`, `scores` (by name), `prompt` (text, or turns with role
-    and content), `parameters` (by name), `generator`, `source` and `parents`. Rows keep their places while the page is
+    and content), `parameters` (by name), `generator`, `source`, `parents` and `refused` (an earlier edit that the
+    filters did not let pass, for the editor to begin with). Rows keep their places while the page is
     open, decided or not; new ones may come at the end.
     """
 
@@ -130,10 +131,10 @@ class ReviewDesk:
 def _decision(action: object, text: object) -> tuple[Action, str | None]:
     if action == "accept" or action == "reject":
         return action, None
-    if action != "edit":
-        raise Refused(400, "An action is accept, reject, edit or undo.")
+    if action != "edit" and action != "override":
+        raise Refused(400, "An action is accept, reject, edit, override or undo.")
     if not isinstance(text, str) or not text.strip():
         raise Refused(400, "An edited row needs text; reject the row instead.")
     if len(text) > MAX_EDIT_CHARACTERS or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise Refused(400, f"An edited row is text of at most {MAX_EDIT_CHARACTERS} characters.")
-    return "edit", text
+    return action, text

@@ -10,6 +10,7 @@ from nexus_ray.errors import ConfigError, NexusError
 from nexus_ray.report.decisions import Action
 from nexus_ray.report.review import serve_review
 from nexus_ray.storage import Storage
+from nexus_ray.synthesis.decisions import waiting_edits
 from nexus_ray.synthesis.ledger import Ledger
 
 Say = Callable[[str], None]
@@ -43,6 +44,7 @@ class LedgerQueue:
             "generator": history["generator"],
             "source": prompt.source,
             "parents": list(prompt.parents),
+            "refused": history["refused"]["text"] if "refused" in history else None,
         }
 
 
@@ -81,4 +83,7 @@ def review_ledger(uri: str, *, who: str, port: int = 0, say: Say, until: Callabl
             committer.fold_decisions()
     except NexusError:
         say("the job that runs now takes them up when it ends")
+        return decided
+    if edits := waiting_edits(ledger.folder, ledger.manifest()):
+        say(f"{edits} new texts wait for the filters; `nexus-ray synthesize` judges them and takes them up")
     return decided

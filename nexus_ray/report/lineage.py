@@ -1,4 +1,5 @@
-"""`nexus-ray lineage`: from a synthetic row back to all that made it, and from a trained stage to what it read."""
+"""`nexus-ray lineage`: from a synthetic row back to all that made it, from a document to where its text comes from, and
+from a trained stage to what it read."""
 
 from __future__ import annotations
 
@@ -21,25 +22,28 @@ from nexus_ray.errors import DataError
 from nexus_ray.models.local import if_converted
 from nexus_ray.storage import Storage
 from nexus_ray.stream.plan import Plan, parse_plan
-from nexus_ray.synthesis.history import Lineage
+from nexus_ray.synthesis.history import Lineage, ParentDocument, find_documents
 from nexus_ray.synthesis.ledger import Ledger
 from nexus_ray.synthesis.plan import PLAN_FILE
 
 _ROW_ID = re.compile(r"[0-9a-f]{32}")
+_DOCUMENT_ID = re.compile(r"[0-9a-f]{16}")
 _BLOCK_ROWS = 65_536
 Say = Callable[[str], None]
 
 
 def show_lineage(target: str, what: str, *, out: Path | None, say: Say) -> None:
-    """Print the lineage of a row (its id) or of a stage (its name) of a run or ledger; `out` takes all as JSON lines.
+    """Print the lineage of a row or document (its id) or of a stage (its name) of a run or ledger; `out` takes all as
+    JSON lines.
 
-    Raises DataError if there is no such row or stage.
+    Raises DataError if there is no such row, document or stage.
     """
     folder = Storage(target)
-    if _ROW_ID.fullmatch(what):
-        found = row_lineage(folder, what)
-        say(json.dumps(found, indent=2, ensure_ascii=False))
-        lines: Iterator[dict[str, Any]] = iter([found])
+    if _ROW_ID.fullmatch(what) or _DOCUMENT_ID.fullmatch(what):
+        found = [row_lineage(folder, what)] if _ROW_ID.fullmatch(what) else document_lineage(folder, what)
+        for one in found:
+            say(json.dumps(one, indent=2, ensure_ascii=False))
+        lines: Iterator[dict[str, Any]] = iter(found)
     else:
         documents = list(stage_documents(folder, what))
         for domain in dict.fromkeys(line["domain"] for line in documents):
@@ -95,6 +99,35 @@ def _plain(found: Lineage) -> dict[str, Any]:
         "flagged": found.flagged.text if found.flagged else None,
         "parents": list(prompt.parents),
         "parent_rows": [_plain(parent) for parent in found.parents],
+        "parent_documents": [_plain_document(parent) for parent in found.documents],
+    }
+
+
+# --- documents ---------------------------------------------------------------------------------------------------
+
+
+def document_lineage(folder: Storage, document_id: str) -> list[dict[str, Any]]:
+    """Where a document comes from, once for each domain that holds it; of those built beside a run or ledger."""
+    place = Storage(folder.uri.rsplit("/", 3 if folder.exists(PLAN_FILE) else 1)[0])
+    found = {one.domain: _plain_document(one) for one in find_documents(place, document_id)}
+    if not found:
+        raise DataError(
+            f"document {document_id} is in no domain that was built in {place.uri}; give an id of `parents`, and the "
+            f"folder of the run in its storage"
+        )
+    return list(found.values())
+
+
+def _plain_document(found: ParentDocument) -> dict[str, Any]:
+    return {
+        "document": found.id,
+        "domain": found.domain,
+        "source": found.source,
+        "license": found.license,
+        "attribution": found.attribution,
+        "documents": found.folder,
+        "provenance": dict(found.provenance),
+        "row": _plain(found.row) if found.row is not None else None,
     }
 
 
@@ -107,7 +140,8 @@ def stage_documents(folder: Storage, stage: str) -> Iterator[dict[str, Any]]:
     names = [one.name for one in config.stages]
     if stage not in names:
         raise DataError(
-            f"{stage!r} is neither a stage of {folder.uri} ({', '.join(names)}) nor the id of a row (32 hex digits)"
+            f"{stage!r} is neither a stage of {folder.uri} ({', '.join(names)}) nor an id: a row's has 32 hex digits, "
+            f"a document's 16"
         )
     prepared = find_prepared(if_converted(config))
     if prepared is None:

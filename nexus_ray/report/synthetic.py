@@ -13,7 +13,8 @@ SUMMARY_FILE = "summary.json"
 
 def jobs(record: RunRecord) -> list[dict[str, Any]]:
     """One per synthetic domain whose ledger is still there: `domain`, `entries` read, `funnel` (label, count), `per`
-    accepted row (label, figure), `diversity` rows, `stopped`."""
+    accepted row (label, figure), `diversity` rows, `overlap` rows
+    (what should be unseen, and how much of it accepted text holds), `stopped`."""
     found = []
     for domain, section in (record.config.get("domains") or {}).items():
         source = section.get("source") or {} if isinstance(section, dict) else {}
@@ -48,5 +49,6 @@ def _job(domain: str, source: dict[str, Any], summary: dict[str, Any]) -> dict[s
         "rejected_by": by,
         "per": [(name, f"{value:,.3g}") for name, value in per.items() if number(value) is not None],
         "diversity": [row for row in summary.get("diversity") or [] if isinstance(row, dict)],
+        "overlap": [row for row in summary.get("overlap") or [] if isinstance(row, dict)],
         "stopped": str(summary.get("stopped") or ""),
     }

@@ -32,7 +32,7 @@ from nexus_ray.corpora.parts import (
 from nexus_ray.errors import DataError
 from nexus_ray.storage import Storage
 from nexus_ray.synthesis.counts import Traffic, committed_traffic, save_stats
-from nexus_ray.synthesis.decisions import decided_rows, folded, standing
+from nexus_ray.synthesis.decisions import decided_rows, folded, save_refusals, standing
 from nexus_ray.synthesis.plan import Job, Plan, load_plan, read_requests
 from nexus_ray.synthesis.rows import Answer, Request, Row, Verdict
 from nexus_ray.synthesis.shard_log import Judged, ShardState, merged, plain_scores, read_state
@@ -53,6 +53,9 @@ class Memory(Protocol):
 
     def remember(self, row: Row) -> None:
         """The row is accepted or flagged, and later ones are compared with it."""
+
+    def judge_edit(self, row: Row, flagged: str) -> tuple[Row, Verdict]:
+        """What stateless filters and exact duplicates say of a text that a person wrote; changes nothing."""
 
 
 class Committer:
@@ -114,11 +117,16 @@ class Committer:
             return self._add(self._entry(number, requests, state))
 
     def fold_decisions(self) -> Entry | None:
-        """Put the rows that people have decided on since the last time into parts of their own; None if none were."""
+        """Put the rows that people have decided on since the last time into parts of their own; None if none were.
+
+        Edits are judged first, and wait if there is no memory to judge them: see `decisions`.
+        """
         with self._whole_or_closed():
             done = folded(self._folder, self.manifest)
             new = {id: decision for id, decision in standing(self._folder).items() if id not in done}
-            accepted, rejected = decided_rows(self._folder, self.manifest, new)
+            found = decided_rows(self._folder, self.manifest, new, self._requests, self._memory)
+            save_refusals(self._folder, found.refusals)
+            accepted, rejected = found.accepted, found.rejected
             if not accepted and not rejected:
                 return None
             number = len(self.manifest.entries) - self.manifest.shards
@@ -145,6 +153,12 @@ class Committer:
         except BaseException:
             self._is_open = False
             raise
+
+    def _requests(self, shard: int) -> dict[str, Request]:
+        plan = self._plan_of_shard(shard)
+        if plan is None:
+            raise DataError(f"{self._folder.uri} has rows of shard {shard} and no plan of it; restore plan.json")
+        return read_requests(self._folder, plan.shards[shard])
 
     def _plan_of_shard(self, number: int) -> Plan | None:
         """The plan if it has that shard; read again if it had not, since plans grow."""

@@ -2,25 +2,36 @@
 
 Invariant: until a decision is folded the latest one on a row counts; once folded it stands, so that the manifest's
 prefix stays valid. Who decided is kept in the row's provenance; when is kept in the log alone, part of no id or file.
+
+A text that a person wrote is judged like any other before it counts: by the stateless filters, and by whether a kept
+row or another edit says the very same. One that is refused keeps its row in the queue, with the new reason, until it is
+decided otherwise or by `override`. Edits are compared with rows, never rows with edits: what a job accepts must not
+depend on when a person found the time.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
-from typing import Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from nexus_ray.corpora.parts import Manifest, PartRow, load_manifest, read_ids, read_rows
 from nexus_ray.errors import DataError
 from nexus_ray.storage import Storage
 from nexus_ray.synthesis.append_log import LogWriter, read_log
-from nexus_ray.synthesis.rows import content_id
+from nexus_ray.synthesis.filters.exact import digest
+from nexus_ray.synthesis.rows import Request, Row, Verdict, content_id
+from nexus_ray.synthesis.shard_log import plain_scores
 
 NAME = "decisions"
+REFUSALS_FILE = "refused-edits.json"
 REJECTED = "review: rejected by a person"
-Action = Literal["accept", "reject", "edit", "undo"]
+REPEATED = Verdict("reject", "exact: as another edit")
+Action = Literal["accept", "reject", "edit", "override", "undo"]
+EDITS: tuple[Action, ...] = ("edit", "override")
+"""They bring a text."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +41,41 @@ class Decision:
     row: str
     """Id of the flagged row."""
     action: Action
-    """`undo` takes an earlier decision back and returns the row to the queue."""
+    """`override` is an edit that counts whatever the filters say; `undo` takes an earlier decision back and returns the
+    row to the queue."""
     who: str
     when: str
     """UTC, ISO 8601."""
     text: str | None = None
-    """The new text of an `edit`."""
+    """The new text of an `edit` or `override`."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An edit that the filters reject."""
+
+    row: str
+    """Id of the flagged row, which stays in the queue."""
+    text: str
+    reason: str
+    scores: Mapping[str, float | str]
+
+
+class EditJudge(Protocol):
+    """Judges what people write."""
+
+    def judge_edit(self, row: Row, flagged: str) -> tuple[Row, Verdict]:
+        """The row as it would be kept (personal data masked) and the verdict on it; `flagged` is the text before."""
+        ...
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What decisions came to; rows in plan order."""
+
+    accepted: list[PartRow]
+    rejected: list[PartRow]
+    refusals: list[Refusal]
 
 
 def standing(folder: Storage) -> dict[str, Decision]:
@@ -52,33 +92,121 @@ def standing(folder: Storage) -> dict[str, Decision]:
 
 def folded(folder: Storage, manifest: Manifest) -> set[str]:
     """Ids of the flagged rows whose decision is part of the manifest."""
-    parts = [part for entry in manifest.entries if entry.shard is None for part in (entry.accepted, entry.rejected)]
-    return {row.provenance["review"]["row"] for part in parts for row in read_rows(folder, part)}
+    return {row.provenance["review"]["row"] for row in _decided_before(folder, manifest)}
+
+
+def refusals(folder: Storage) -> dict[str, Refusal]:
+    """The edits that stand and are refused, by row. Raises DataError if their file is broken."""
+    if not folder.exists(REFUSALS_FILE):
+        return {}
+    try:
+        found = [Refusal(**item) for item in folder.read_json(REFUSALS_FILE)]
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{folder.path(REFUSALS_FILE)} cannot be used ({error}); delete it and the edits are judged again"
+        ) from None
+    decisions = standing(folder)
+    return {one.row: one for one in found if (made := decisions.get(one.row)) and _is_refused(made, one)}
+
+
+def waiting_edits(folder: Storage, manifest: Manifest) -> int:
+    """Edits that stand and were not judged yet."""
+    done, refused = folded(folder, manifest), refusals(folder)
+    return sum(made.action in EDITS and id not in done and id not in refused for id, made in standing(folder).items())
+
+
+def save_refusals(folder: Storage, found: list[Refusal]) -> None:
+    if found or folder.exists(REFUSALS_FILE):
+        folder.write_json([asdict(one) for one in found], REFUSALS_FILE)
+
+
+def _is_refused(decision: Decision, refusal: Refusal | None) -> bool:
+    return refusal is not None and decision.action == "edit" and decision.text == refusal.text
 
 
 def decided_rows(
-    folder: Storage, manifest: Manifest, decisions: dict[str, Decision]
-) -> tuple[list[PartRow], list[PartRow]]:
-    """The flagged rows that `decisions` name as they go into parts: accepted ones and rejected ones, in plan order."""
-    accepted: list[PartRow] = []
-    rejected: list[PartRow] = []
+    folder: Storage,
+    manifest: Manifest,
+    decisions: Mapping[str, Decision],
+    requests: Callable[[int], Mapping[str, Request]],
+    judge: EditJudge | None,
+) -> Folded:
+    """The flagged rows that `decisions` name as they go into parts. `requests`: those of a shard, by id.
+
+    Without a judge edits wait. An edit that is known to be refused is not judged again.
+    """
+    known = refusals(folder)
+    before = _decided_before(folder, manifest)
+    seen = {digest(row.text) for row in before if row.provenance["review"]["action"] in EDITS}
+    result = Folded([], [], [])
     for part in manifest.files("review"):
         if decisions.keys().isdisjoint(read_ids(folder, part)):
             continue
         for row in read_rows(folder, part):
-            if decision := decisions.get(row.id):
-                (rejected if decision.action == "reject" else accepted).append(_decided(row, decision))
-    return accepted, rejected
+            decision = decisions.get(row.id)
+            if decision is None:
+                continue
+            if decision.action not in EDITS:
+                (result.rejected if decision.action == "reject" else result.accepted).append(_decided(row, decision))
+            elif _is_refused(decision, known.get(row.id)):
+                result.refusals.append(known[row.id])
+            elif judge is not None:
+                text, verdict = _judged(row, decision, requests, judge, seen)
+                if verdict.outcome == "reject" and decision.action == "edit":
+                    scores = plain_scores(verdict.scores)
+                    result.refusals.append(Refusal(row.id, decision.text or "", verdict.reason, scores))
+                else:
+                    seen.add(digest(text))
+                    result.accepted.append(_edited(row, decision, text, verdict))
+    return result
+
+
+def _decided_before(folder: Storage, manifest: Manifest) -> Iterator[PartRow]:
+    for entry in manifest.entries:
+        if entry.shard is None:
+            for part in (entry.accepted, entry.rejected):
+                yield from read_rows(folder, part)
+
+
+def _judged(
+    row: PartRow,
+    decision: Decision,
+    requests: Callable[[int], Mapping[str, Request]],
+    judge: EditJudge,
+    seen: set[bytes],
+) -> tuple[str, Verdict]:
+    """The new text as it would be kept, and the verdict on it. `seen`: digests of the edits before."""
+    history = row.provenance
+    prompt = requests(history["shard"])[history["request"]].prompt
+    text = decision.text or ""
+    written = Row(text, history["request"], history["item"], prompt, history["finish_reason"], row.domain)
+    kept, verdict = judge.judge_edit(written, row.text)
+    if verdict.outcome != "reject" and digest(kept.text) in seen:
+        verdict = replace(REPEATED, scores=verdict.scores)
+    return kept.text, verdict
 
 
 def _decided(row: PartRow, decision: Decision) -> PartRow:
-    """An edited row has an id of its own; `provenance.review.row` leads back to the flagged one."""
-    review = {"row": row.id, "action": decision.action, "who": decision.who, "flagged": row.reason}
-    provenance = {**row.provenance, "review": review}
-    if decision.action == "edit":
-        text = decision.text or ""
-        return PartRow(content_id("edit", [row.id, text]), text, row.domain, provenance)
+    provenance = {**row.provenance, "review": _review(row, decision)}
     return PartRow(row.id, row.text, row.domain, provenance, REJECTED if decision.action == "reject" else "")
+
+
+def _edited(row: PartRow, decision: Decision, text: str, verdict: Verdict) -> PartRow:
+    """It has an id and scores of its own; `provenance.review.row` leads back to the flagged one."""
+    review = _review(row, decision)
+    if verdict.outcome == "reject":
+        review["overruled"] = verdict.reason
+    provenance = {**row.provenance, "scores": plain_scores(verdict.scores), "review": review}
+    return PartRow(content_id("edit", [row.id, text]), text, row.domain, provenance)
+
+
+def _review(row: PartRow, decision: Decision) -> dict[str, Any]:
+    return {"row": row.id, "action": decision.action, "who": decision.who, "flagged": row.reason}
+
+
+def _refused(row: PartRow, refusal: Refusal) -> PartRow:
+    provenance = {**row.provenance, "refused": {"text": refusal.text, "scores": refusal.scores}}
+    return replace(row, reason=f"{refusal.reason} (in the new text; the row: {row.reason})", provenance=provenance)
 
 
 class Review:
@@ -102,12 +230,19 @@ class Review:
         self._writer.__exit__(kind, error, trace)
 
     def queue(self) -> Iterator[PartRow]:
-        """Flagged rows that wait for a decision, in plan order, with reason, scores and history."""
+        """Flagged rows that wait for a decision, in plan order, with reason, scores and history.
+
+        One whose edit was refused says so in its reason; what was written is in `provenance["refused"]`.
+        """
         manifest = self._refresh()
-        decisions = standing(self._folder)
+        decisions, refused = standing(self._folder), refusals(self._folder)
         for part in manifest.files("review"):
             for row in read_rows(self._folder, part):
-                if row.id not in decisions and row.id not in self._folded:
+                if row.id in self._folded:
+                    continue
+                if refusal := refused.get(row.id):
+                    yield _refused(row, refusal)
+                elif row.id not in decisions:
                     yield row
 
     def decide(self, row_id: str, action: Action, *, who: str, text: str | None = None) -> None:
@@ -117,8 +252,8 @@ class Review:
         """
         if action not in get_args(Action):
             raise DataError(f"decision {action!r} on row {row_id} is none of {', '.join(get_args(Action))}")
-        if (action == "edit") != bool(text and text.strip()):
-            raise DataError(f"decision {action!r} on row {row_id}: an edit, and nothing else, brings a text")
+        if (action in EDITS) != bool(text and text.strip()):
+            raise DataError(f"decision {action!r} on row {row_id}: edit and override, and nothing else, bring a text")
         if text is not None and text != text.encode(errors="replace").decode():
             raise DataError(f"the new text of row {row_id} holds half a surrogate pair, which is no text")
         self._refresh()

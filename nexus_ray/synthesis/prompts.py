@@ -136,6 +136,14 @@ class PromptPlan:
         for index in range(start, self.size if stop is None else min(stop, self.size)):
             yield self[index]
 
+    def shown(self) -> Iterator[tuple[Prompt, tuple[str, ...]]]:
+        """Every prompt in order with the texts that it holds up as examples: its excerpt, and the assistant's turns."""
+        for index in range(self.size):
+            prompt = self[index]
+            excerpt = (self._excerpts[self._place(index)[0]].text,) if self._excerpts is not None else ()
+            turns = () if isinstance(prompt.content, str) else prompt.content
+            yield prompt, (*excerpt, *(turn.content for turn in turns if turn.role == "assistant"))
+
     def _place(self, index: int) -> tuple[int, int]:
         """Number of the excerpt, and of the draw from the grid for it.
 

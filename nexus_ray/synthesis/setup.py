@@ -1,18 +1,19 @@
 """From a config section to what a job is made of: prompts, the ledger's settings, and what becomes of an answer.
 
 `JobSpec` is small and picklable, so that every worker makes parser, filters and validators for itself. Invariant: all
-that decides a verdict is in `Job`, to which the ledger is bound: another filter, held-out document or judge is another
-job.
+that decides a verdict is in `Job`, to which the ledger is bound, files and models by their content: another filter,
+held-out document, rubric or judge is another job.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
-from nexus_ray.config.filters import FiltersConfig
+from nexus_ray.config.filters import ContaminationFilter, FiltersConfig
 from nexus_ray.config.prompts import RecipeConfig
 from nexus_ray.config.synthesis import SynthesisConfig
 from nexus_ray.config.tree import RunConfig
@@ -23,14 +24,19 @@ from nexus_ray.corpora.sources.synthesis import read_manifest
 from nexus_ray.errors import ConfigError
 from nexus_ray.storage import Storage
 from nexus_ray.synthesis.excerpts import DomainDocuments
-from nexus_ray.synthesis.filters.chain import FilterChain, build_chain, combine, references, remembering_chain
+from nexus_ray.synthesis.filters.benchmarks import benchmark_items
+from nexus_ray.synthesis.filters.chain import FilterChain, build_chain, combine, remembering_chain
+from nexus_ray.synthesis.filters.contamination import overlap_table
+from nexus_ray.synthesis.filters.exact import digest
+from nexus_ray.synthesis.filters.safety import Classifier
 from nexus_ray.synthesis.generators.build import generator_revision
 from nexus_ray.synthesis.items import ItemParser
 from nexus_ray.synthesis.plan import Job, load_plan
 from nexus_ray.synthesis.prompts import PromptPlan, load_recipe
-from nexus_ray.synthesis.references import reference_scorer, with_references
-from nexus_ray.synthesis.rows import Answer, Request, Row, Sampling, Verdict
+from nexus_ray.synthesis.references import reference_scorer, verdict_settings, with_references
+from nexus_ray.synthesis.rows import Answer, Prompt, Request, Row, Sampling, Verdict
 from nexus_ray.synthesis.validators.agreement import Settled, settle
+from nexus_ray.synthesis.validators.calibration import Record
 from nexus_ray.synthesis.validators.protocol import Validator, build_validators, first_objection
 
 Ask = Callable[[str], str]
@@ -82,10 +88,23 @@ class JobSpec:
             for index in range(self.config.num_candidates):
                 yield Request(prompt, sampling, index)
 
+    def held_out(self) -> Iterator[tuple[str, str]]:
+        """Name and text of the held-out documents that rows must not hold."""
+        return ((f"{name}/{id}", text) for name in self.unseen for id, text in self.corpora[name].texts("held_out"))
+
     def chain(self) -> FilterChain:
-        """The filters, with the held-out text they look for."""
-        held_out = ((f"{name}/{id}", text) for name in self.unseen for id, text in self.corpora[name].texts("held_out"))
-        return build_chain(self.filters, held_out=held_out, scorer=reference_scorer(self.filters))
+        """The filters, with the held-out text they look for and the models they ask."""
+        return build_chain(
+            self.filters,
+            held_out=self.held_out(),
+            classifier=_classifier(self.filters),
+            scorer=reference_scorer(self.filters),
+        )
+
+    def overlap(self, rows: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
+        """How much of what must stay unseen the rows (id, text) hold; measured also where the filter is off."""
+        config = self.filters.contamination or ContaminationFilter()
+        return overlap_table(chain(self.held_out(), benchmark_items(config.benchmarks)), rows, config)
 
 
 def ledger_folder(config: RunConfig, domain: str) -> Storage:
@@ -130,17 +149,37 @@ def open_job(
     job = Job(
         domain,
         revision(section.generator),
-        {"prompts": _prompts(recipe, corpora).fingerprint, "num_candidates": section.num_candidates},
         {
-            "filters": section.filters.model_dump(mode="json"),
-            "references": references(filters),
-            "validators": [one.model_dump(mode="json") for one in section.validators],
+            "prompts": _prompts(recipe, corpora).fingerprint,
+            "num_candidates": section.num_candidates,
+            "documents": recipe.documents.domain if recipe.documents is not None else None,
+        },
+        {
+            **verdict_settings(filters, section.validators),
             "judge": None if section.judge is None else revision(section.judge),
             "unseen": {name: corpora[name].fingerprint for name in unseen},
             "against": against,
         },
     )
     return JobSpec(domain, section, recipe, config.storage, folder, job, corpora, unseen, filters)
+
+
+def _classifier(filters: FiltersConfig) -> Classifier | None:
+    if filters.safety is None or filters.safety.classifier is None:
+        return None
+    from nexus_ray.synthesis.filters.safety_model import load_classifier
+
+    return load_classifier(filters.safety.classifier)
+
+
+def _on_cpu(spec: JobSpec) -> JobSpec:
+    """The job for a process that may have no GPU: the driver's, which judges the few texts that people write."""
+    safety = spec.filters.safety
+    if safety is None or safety.classifier is None:
+        return spec
+    classifier = safety.classifier.model_copy(update={"device": "cpu"})
+    filters = spec.filters.model_copy(update={"safety": safety.model_copy(update={"classifier": classifier})})
+    return replace(spec, filters=filters)
 
 
 def _filters(config: RunConfig, section: SynthesisConfig, corpora: Mapping[str, Corpus]) -> FiltersConfig:
@@ -199,27 +238,39 @@ class AnswerJudge:
         self._domain = spec.domain
         self._parser = ItemParser(spec.recipe.items)
         self._chain = spec.chain()
-        self._validators: Sequence[Validator] = build_validators(spec.config.validators, ask=ask)
+        record = Record(spec.ledger, spec.job.filters["judge"]) if spec.config.judge is not None else None
+        self._validators: Sequence[Validator] = build_validators(spec.config.validators, ask=ask, record=record)
 
     def rows(self, request: Request, answer: Answer) -> list[tuple[Row, Verdict]]:
         """All rows of an answer, each with its verdict; one that cannot be taken apart is one rejected row."""
         parsed = self._parser.parse(request, answer, domain=self._domain)
         if parsed.verdict.outcome == "reject":
             return [(row, parsed.verdict) for row in parsed.rows]
-        return [self._judged(self._chain.clean(row)) for row in parsed.rows]
+        rows = [self._chain.clean(row) for row in parsed.rows]
+        return list(map(self._validated, rows, self._chain.judge_many(rows)))
 
-    def _judged(self, row: Row) -> tuple[Row, Verdict]:
-        verdict = self._chain.judge(row)
+    def _validated(self, row: Row, verdict: Verdict) -> tuple[Row, Verdict]:
         if verdict.outcome != "reject" and self._validators:
             verdict = combine([verdict, first_objection(self._validators, row)])
         return row, verdict
 
 
 class PlanOrder:
-    """`Memory` of the committer: agreement of the answers to one prompt, and the filters that remember."""
+    """`Memory` of the committer: agreement of the answers to one prompt, and the filters that remember.
+
+    Novelty's pool grows with the prompts: a row is held against what its own and earlier prompts showed, so that its
+    verdict does not change with a plan that is extended later.
+    """
 
     def __init__(self, spec: JobSpec) -> None:
+        self._spec = spec
         self._chain = remembering_chain(spec.config.filters)
+        self._stateless: FilterChain | None = None
+        self._prompts: Iterator[tuple[Prompt, tuple[str, ...]]] = iter(())
+        if spec.config.filters.novelty is not None:
+            self._prompts = spec.prompts().shown()
+        self._reached: Prompt | None = None
+        self._shown: set[bytes] = set()
         self._agreement = next((one for one in spec.config.validators if isinstance(one, AgreementConfig)), None)
         self._settled: Settled | None = None
         for row in earlier_rows(spec.job):
@@ -230,13 +281,38 @@ class PlanOrder:
             self._settled = settle(rows, self._agreement) if rows else None
 
     def judge(self, row: Row) -> Verdict:
+        self._reach(row.prompt)
         votes = [self._settled.validate(row)] if self._settled is not None else []
         if any(vote.outcome == "reject" for vote in votes):
             return combine(votes)
         return combine([*votes, self._chain.judge_in_order(row)])
 
     def remember(self, row: Row) -> None:
+        self._reach(row.prompt)
         self._chain.remember(row)
+
+    def judge_edit(self, row: Row, flagged: str) -> tuple[Row, Verdict]:
+        """The row that a person wrote in place of the text `flagged`, which must not count as its duplicate."""
+        if self._stateless is None:
+            self._stateless = _on_cpu(self._spec).chain()  # held-out text and models: only if someone edits
+        clean = self._stateless.clean(row)
+        verdict = self._stateless.judge(clean)
+        if digest(clean.text) != digest(flagged):
+            verdict = combine([verdict, self._chain.judge_exact(clean)])
+        return clean, verdict
+
+    def _reach(self, prompt: Prompt) -> None:
+        """Show the chain what the prompts up to this one show. Rows come in the order of their prompts."""
+        if prompt == self._reached:
+            return
+        for one, texts in self._prompts:
+            for text in texts:
+                if (key := digest(text)) not in self._shown:
+                    self._shown.add(key)
+                    self._chain.show(text)
+            if one == prompt:
+                break
+        self._reached = prompt
 
 
 def earlier_rows(job: Job) -> Iterator[str]:

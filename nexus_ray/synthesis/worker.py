@@ -17,6 +17,7 @@ from nexus_ray.synthesis.generators.protocol import Generator, generate
 from nexus_ray.synthesis.rows import Answer, Failure, Prompt, Request, Sampling
 from nexus_ray.synthesis.setup import AnswerJudge
 from nexus_ray.synthesis.shard_log import ShardLog
+from nexus_ray.synthesis.validators.judge import RefusedQuestionError
 
 ASK_TOKENS = 512
 """Tokens of a judging model's reply at most."""
@@ -99,8 +100,7 @@ class _Judging:
 class Asker:
     """`ask(prompt) -> reply` over a generator, for the judging model; several threads may ask at once.
 
-    A question that got no reply gives the empty text, which no judge can read; an endpoint that answers nothing ends
-    the job (the generator's own error share).
+    No reply is no verdict: after an outage the answer stays in the log, not judged, until the job is started again.
     """
 
     def __init__(self, generator: Generator, *, alone: bool) -> None:
@@ -111,13 +111,21 @@ class Asker:
         threading.Thread(target=self._loop.run_forever, name="judge-calls", daemon=True).start()
 
     def __call__(self, prompt: str) -> str:
+        """Raises RefusedQuestionError if this question will never be answered, SynthesisError if it may be later."""
         request = Request(Prompt(prompt, recipe="judge"), Sampling(max_tokens=ASK_TOKENS, temperature=0.0), 0)
         with self._turn or nullcontext():
             return asyncio.run_coroutine_threadsafe(self._ask(request), self._loop).result()
 
     async def _ask(self, request: Request) -> str:
         async for item in self._generator.generate([request]):
-            return item.text if isinstance(item, Answer) else ""
+            if isinstance(item, Answer):
+                return item.text
+            if not item.retriable:
+                raise RefusedQuestionError(f"the judging model refuses the question: {item.reason}")
+            raise SynthesisError(
+                f"the judging model gave no reply ({item.reason}); what was answered is kept, and is judged when the "
+                f"job is started again"
+            )
         raise SynthesisError("the judging model gave neither a reply nor a failure; this is a fault of its generator")
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from nexus_ray.errors import DataError
 from nexus_ray.report.desk import review_ledger
 from nexus_ray.report.review import ReviewServer, serve_review
 from tests.browser import CHROMIUM, Page, open_browser
+from tests.ledger_job import Duplicates
 from tests.unit.report.test_desk import flagged
 
 pytestmark = [
@@ -52,7 +53,7 @@ def visit(page: Page, server: ReviewServer) -> None:
 
 
 def at(page: Page, title: str) -> None:
-    page.wait_for(f"document.getElementById('title').textContent === {title!r}")
+    page.wait_for(f"document.getElementById('title')?.textContent === {title!r}")
 
 
 def text_of(page: Page, place: str) -> str:
@@ -195,6 +196,8 @@ def test_the_verb_puts_what_was_pressed_into_the_ledger(page: Page, tmp_path: Pa
     at(page, f"Row 4 of {len(waiting)}")
     done.set()
     served.join(20)
+    with ledger.committer(Duplicates()) as committer:  # the job, whose filters judge what was written
+        committer.fold_decisions()
     accepted = {row.text: row for row in ledger.rows("accepted") if "review" in row.provenance}
     assert set(accepted) == {waiting[0].text, f"{waiting[2].text}Better: "}
     assert [row.id for row in ledger.rows("rejected") if "review" in row.provenance] == [waiting[1].id]

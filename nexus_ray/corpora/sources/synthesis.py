@@ -45,8 +45,9 @@ class SynthesisCorpus:
         if part is None:
             raise DataError(f"domains.{self.domain}.source: {self._folder.path(item.name)} is not in the manifest")
         for index, row in enumerate(read_rows(self._folder, part)):
-            trace = {"source": "synthesis", "row": row.id, "file": item.name, "index": index}
-            yield RawDocument(row.text, {**trace, "generator": row.provenance.get("generator")})
+            place = {"ledger": self._folder.uri, "file": item.name, "index": index}
+            trace = {"source": "synthesis", "row": row.id, "generator": row.provenance.get("generator")}
+            yield RawDocument(row.text, {**trace, **place})
 
     @property
     def _folder(self) -> Storage:

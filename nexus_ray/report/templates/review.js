@@ -2,7 +2,7 @@
 (() => {
   const byId = (id) => document.getElementById(id);
   const pageToken = document.querySelector('meta[name="page-token"]').content;
-  const done = { accept: "accepted", reject: "rejected", edit: "edited" };
+  const done = { accept: "accepted", reject: "rejected", edit: "edited", override: "edited against the filters" };
   let row = null, busy = false;
   history.replaceState(null, "", "/"); // the token stays out of the address bar and of screenshots
 
@@ -46,7 +46,7 @@
     byId("text").textContent = row.edited ?? row.text;
     closeEditor();
     for (const [key, action] of [["a", "accept"], ["r", "reject"], ["e", "edit"]])
-      document.querySelector(`[data-key="${key}"]`).setAttribute("aria-pressed", String(row.action === action));
+      document.querySelector(`[data-key="${key}"]`).setAttribute("aria-pressed", String(row.action === action || (action === "edit" && row.action === "override")));
     pairs("scores", row.scores);
     pairs("parameters", row.parameters);
     pairs("history", { row: row.id, generator: row.generator ?? "unknown", parents: (row.parents ?? []).join(", ") || "none" });
@@ -92,7 +92,7 @@
   }
 
   function openEditor() {
-    byId("edit").value = byId("text").textContent;
+    byId("edit").value = row.edited ?? row.refused ?? row.text; // what was refused is not written again
     byId("text").hidden = true;
     byId("editor").hidden = false;
     byId("actions").hidden = true; // leaving the row would lose what was written
@@ -112,6 +112,7 @@
   }
 
   const save = () => work(() => decide("edit", byId("edit").value));
+  const override = () => work(() => decide("override", byId("edit").value));
   const keys = {
     a: () => decide("accept"), r: () => decide("reject"), e: openEditor, u: undo, j: () => step(1), k: () => step(-1),
   };
@@ -128,6 +129,7 @@
   });
   for (const button of document.querySelectorAll("[data-key]")) button.addEventListener("click", () => press(button.dataset.key));
   byId("save").addEventListener("click", save);
+  byId("override").addEventListener("click", override);
   byId("cancel").addEventListener("click", cancel);
   work(async () => {
     try { await open(0); } catch (error) { byId("title").textContent = "Nothing to review"; byId("status").textContent = error.message; }

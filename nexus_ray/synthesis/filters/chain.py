@@ -8,18 +8,13 @@ perplexity) are asked last, and only for rows that nothing cheap rejected.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-import numpy as np
-
 from nexus_ray.config.filters import FiltersConfig, PerplexityFilter
-from nexus_ray.errors import ConfigError, DataError
+from nexus_ray.errors import ConfigError
 from nexus_ray.storage import Storage
 from nexus_ray.synthesis.filters.anchor import Anchor, Measure, load_anchor
 from nexus_ray.synthesis.filters.benchmarks import benchmark_items
@@ -36,11 +31,9 @@ from nexus_ray.synthesis.filters.near import Near
 from nexus_ray.synthesis.filters.novelty import Novelty
 from nexus_ray.synthesis.filters.personal import Personal
 from nexus_ray.synthesis.filters.repetition import Repetition
-from nexus_ray.synthesis.filters.safety import Safety, SafetyClassifier
+from nexus_ray.synthesis.filters.safety import Classifier, Safety, SafetyClassifier
 from nexus_ray.synthesis.filters.text import Filter, Item, RememberingFilter, Text
 from nexus_ray.synthesis.rows import Row, Verdict
-
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -83,42 +76,31 @@ class FilterChain:
         return combine(_until_rejected(self.remembering, Text.of(item)))
 
     def remember(self, item: Item) -> None:
-        """Take note of an accepted row, of one of an earlier round, or of one of the pool."""
+        """Take note of an accepted row, or of one of an earlier round."""
         text = Text.of(item)
         for some in self.remembering:
             some.remember(text)
 
-    def save(self, storage: Storage, *parts: str) -> None:
-        """Write down what is remembered, in one file."""
-        buffer = io.BytesIO()
-        arrays = {f"{some.name}.{key}": value for some in self.remembering for key, value in some.state().items()}
-        np.savez_compressed(buffer, header=np.array(self._header()), **arrays)  # type: ignore[arg-type]
-        storage.write_bytes(buffer.getvalue(), *parts)
-
-    def load(self, storage: Storage, *parts: str) -> None:
-        """Take up what `save` wrote. Raises DataError if it is torn or was made with other settings."""
-        try:
-            with np.load(io.BytesIO(storage.read_bytes(*parts)), allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            header = str(arrays.pop("header"))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(_unusable(storage, parts, str(error))) from None
-        if header != self._header():
-            raise DataError(_unusable(storage, parts, "made by other filters or settings"))
+    def show(self, text: str) -> None:
+        """Take note of a text that a prompt showed as an example: only novelty looks at it."""
         for some in self.remembering:
-            prefix = f"{some.name}."
-            some.restore({key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)})
+            if isinstance(some, Novelty):
+                some.show(text)
 
-    def _header(self) -> str:
-        return json.dumps([_FORMAT, *([some.name, some.settings()] for some in self.remembering)])
+    def judge_exact(self, item: Item) -> Verdict:
+        """Whether the very same text was accepted, for one that a person wrote.
+
+        Near duplicates and novelty are left to the person, who may mend a row into something close to another.
+        """
+        text = Text.of(item)
+        return combine(some.judge(text) for some in self.remembering if isinstance(some, Exact))
 
 
 def build_chain(
     config: FiltersConfig | None = None,
     *,
     held_out: Iterable[tuple[str, str]] = (),
-    pool: Iterable[str] = (),
-    classifier: Callable[[str], float] | None = None,
+    classifier: Classifier | None = None,
     prior: Anchor | None = None,
     perplexity: Anchor | None = None,
     scorer: Scorer | Perplexities | None = None,
@@ -126,10 +108,9 @@ def build_chain(
 ) -> FilterChain:
     """The chain of a config.
 
-    `held_out`: name and text of what must stay unseen. `pool`: texts that rows must differ from by ROUGE-L (the seeds
-    they were prompted with). `classifier`: text -> harmfulness in [0, 1]. `prior`, `perplexity`: quantiles of the
-    anchor text, where the config names no file that has them. `scorer`: texts -> perplexities. `extra`: further costly
-    filters.
+    `held_out`: name and text of what must stay unseen. `classifier`: what `filters.safety.classifier` names, loaded.
+    `prior`, `perplexity`: quantiles of the anchor text, where the config names no file that has them. `scorer`: texts
+    -> perplexities. `extra`: further costly filters.
 
     Raises:
         ConfigError: a filter is on that lacks what it needs.
@@ -159,19 +140,26 @@ def build_chain(
         cheap.append(Contamination(HeldOut(unseen, config.contamination)))
     if config.prior:
         cheap.append(Prior(_anchor("prior", config.prior.reference, prior), config.prior))
-    costly: list[Filter] = [SafetyClassifier(classifier, config.safety)] if classifier and config.safety else []
+    costly: list[Filter] = []
+    if config.safety and config.safety.max_classifier is not None:
+        costly.append(SafetyClassifier(_given(classifier), config.safety.max_classifier, action=config.safety.action))
     if config.perplexity:
         costly.append(_perplexity(config.perplexity, perplexity, scorer))
-    return FilterChain(cheap, [*costly, *extra], _remembering(config, pool), personal)
+    return FilterChain(cheap, [*costly, *extra], _remembering(config), personal)
 
 
-def remembering_chain(config: FiltersConfig, *, pool: Iterable[str] = ()) -> FilterChain:
+def remembering_chain(config: FiltersConfig) -> FilterChain:
     """Only the filters that remember: for the one process that judges in plan order."""
-    return FilterChain(remembering=_remembering(config, pool))
+    return FilterChain(remembering=_remembering(config))
 
 
 def references(config: FiltersConfig) -> dict[str, str]:
-    """Fingerprints of the content of the files that a config names: what verdicts depend on besides the config."""
+    """Fingerprints of the content of the files that a config names: what verdicts depend on besides the config.
+
+    Raises:
+        ConfigError: the classifier cannot be read, or lacks a label that is said to be unsafe.
+        DataError: benchmark text or quantiles cannot be read.
+    """
     found = {}
     if config.contamination and config.contamination.benchmarks:
         items = benchmark_items(config.contamination.benchmarks)
@@ -182,6 +170,10 @@ def references(config: FiltersConfig) -> dict[str, str]:
     for measure, section in (("prior", config.prior), ("perplexity", config.perplexity)):
         if section is not None and section.reference is not None:
             found[measure] = _anchor(measure, section.reference, None).fingerprint  # type: ignore[arg-type]
+    if config.safety and config.safety.classifier is not None:
+        from nexus_ray.synthesis.filters.safety_model import classifier_fingerprint
+
+        found["classifier"] = classifier_fingerprint(config.safety.classifier)
     return found
 
 
@@ -194,6 +186,15 @@ def combine(verdicts: Iterable[Verdict]) -> Verdict:
         if (some.outcome == "reject" and outcome != "reject") or (some.outcome == "flag" and outcome == "pass"):
             outcome, reason = some.outcome, some.reason
     return Verdict(outcome, reason, scores)  # type: ignore[arg-type]
+
+
+def _given(classifier: Classifier | None) -> Classifier:
+    if classifier is None:
+        raise ConfigError(
+            "filters.safety.classifier: it must be loaded and handed in; use `safety_model.load_classifier`, or turn "
+            "it off with filters.safety.classifier=null and filters.safety.max_classifier=null"
+        )
+    return classifier
 
 
 def _anchor(measure: Measure, reference: str | None, given: Anchor | None) -> Anchor:
@@ -219,14 +220,14 @@ def _perplexity(config: PerplexityFilter, given: Anchor | None, scorer: Scorer |
     return Perplexity(scorer, config, anchor=_anchor("perplexity", config.reference, given) if has_anchor else None)
 
 
-def _remembering(config: FiltersConfig, pool: Iterable[str]) -> list[RememberingFilter]:
+def _remembering(config: FiltersConfig) -> list[RememberingFilter]:
     remembering: list[RememberingFilter] = []
     if config.exact:
         remembering.append(Exact(config.exact))
     if config.near:
         remembering.append(Near(config.near))
     if config.novelty:
-        remembering.append(Novelty(config.novelty, pool=pool))
+        remembering.append(Novelty(config.novelty))
     if config.diversity:
         remembering.append(Diversity(config.diversity))
     return remembering
@@ -243,10 +244,3 @@ def _until_rejected(filters: Iterable[Filter], text: Text) -> list[Verdict]:
 
 def _rejected(verdicts: Iterable[Verdict]) -> bool:
     return any(some.outcome == "reject" for some in verdicts)
-
-
-def _unusable(storage: Storage, parts: Sequence[str], reason: str) -> str:
-    return (
-        f"{'/'.join((storage.uri, *parts))} cannot be used ({reason}); delete it, and the memory of the filters is "
-        f"rebuilt from the accepted rows"
-    )

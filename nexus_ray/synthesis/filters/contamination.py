@@ -6,14 +6,18 @@
   in a row (Cosmopedia: a 10-gram, then a ratio of 0.5).
 
 A row inside a held-out document, a benchmark item inside a row, and a passage common to both are all found; `overlap`
-lists, for each item, the rows that hold it. Paraphrases need a model and are not seen (Yang et al. 2023,
-arXiv:2311.04850). Words are compared without case and punctuation.
+lists, for each item, the rows that hold it, and `overlap_table` counts the items that a job's accepted rows touch.
+Paraphrases need a model and are not seen (Yang et al. 2023, arXiv:2311.04850). Words are compared without case and
+punctuation.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from rapidfuzz.distance import LCSseq
@@ -26,6 +30,7 @@ from nexus_ray.synthesis.rows import Verdict
 _SEED_WORDS = 5
 _SEED_PLACES = 64  # a run of five words in more places than that is a commonplace and leads nowhere
 _SEEDS = 3  # in common within a window, before it is looked at
+_SET_END = re.compile(r"/|: ")
 _SLACK = 6  # words that insertions and deletions may shift a passage by
 
 
@@ -44,15 +49,15 @@ class HeldOut:
     """Held-out and benchmark texts, made ready to be looked for. About 80 bytes a word."""
 
     def __init__(self, items: Iterable[tuple[str, str]], config: ContaminationFilter | None = None) -> None:
-        """`items`: name and text of each. Those of fewer than `short_words` words are counted in `ignored`."""
+        """`items`: name and text of each. Those of fewer than `short_words` words are counted in `ignored`, by set."""
         self.config = config or ContaminationFilter()
         self.names: list[str] = []
-        self.ignored = 0
+        self.ignored: Counter[str] = Counter()
         texts: list[Text] = []
         for name, raw in items:
             text = Text(raw)
             if text.size < self.config.short_words:
-                self.ignored += 1
+                self.ignored[set_of(name)] += 1
                 continue
             self.names.append(name)
             texts.append(text)
@@ -144,7 +149,44 @@ def overlap(
 
     Rows are read once and not kept. Items that no row touches are left out.
     """
+    return _touched(HeldOut(items, config), rows)
+
+
+def overlap_table(
+    items: Iterable[tuple[str, str]], rows: Iterable[tuple[str, str]], config: ContaminationFilter | None = None
+) -> list[dict[str, Any]]:
+    """How much of what should be unseen the accepted rows hold, by set (domain or benchmark), for the job's summary.
+
+    Of rows that passed `contamination` nothing is left to find; the table tells what came in without it: with the
+    filter off, by a person's word, or before an item became one. `items`: how many are looked for; `too_short`: left
+    out, by `short_words`; `touched`: items with a passage in a row; `rows`: rows with a passage of an item.
+    """
     held_out = HeldOut(items, config)
+    found = _touched(held_out, rows)
+    counts = Counter(set_of(name) for name in held_out.names)
+    touched = Counter(set_of(name) for name in found)
+    holding: dict[str, set[str]] = {}
+    for name, ids in found.items():
+        holding.setdefault(set_of(name), set()).update(ids)
+    return [
+        {
+            "unseen": name,
+            "items": counts[name],
+            "too_short": held_out.ignored[name],
+            "touched": touched[name],
+            "touched_share": round(touched[name] / counts[name], 6) if counts[name] else 0.0,
+            "rows": len(holding.get(name, ())),
+        }
+        for name in sorted({*counts, *held_out.ignored})
+    ]
+
+
+def set_of(item: str) -> str:
+    """What a name of `<domain>/<id>` or `<benchmark>: <place>` belongs to."""
+    return _SET_END.split(item, maxsplit=1)[0]
+
+
+def _touched(held_out: HeldOut, rows: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for id, text in rows:
         for name in dict.fromkeys(hit.item for hit in held_out.hits(text)):

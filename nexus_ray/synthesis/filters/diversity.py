@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nexus_ray.config.filters import DiversityFilter
 from nexus_ray.synthesis.filters.text import Hashes, Item, Text, verdict
 from nexus_ray.synthesis.rows import Verdict
@@ -24,9 +21,6 @@ class Diversity:
 
     def __init__(self, config: DiversityFilter | None = None) -> None:
         self.config = config or DiversityFilter()
-        self._reset()
-
-    def _reset(self) -> None:
         self._rows: deque[list[int]] = deque()
         self._counts: dict[int, int] = {}
 
@@ -44,10 +38,7 @@ class Diversity:
         return len(distinct.difference(self._counts)) / len(runs)
 
     def remember(self, item: Item) -> None:
-        self._add(list(set(self._runs(Text.of(item)).tolist())))
-
-    def _add(self, runs: list[int]) -> None:
-        counts = self._counts
+        runs, counts = list(set(self._runs(Text.of(item)).tolist())), self._counts
         self._rows.append(runs)
         for run in runs:
             counts[run] = counts.get(run, 0) + 1
@@ -60,17 +51,3 @@ class Diversity:
 
     def _runs(self, text: Text) -> Hashes:
         return text.hashes(max(min(self.config.ngram, text.size), 1))
-
-    def settings(self) -> str:
-        return f"runs of {self.config.ngram}, window {self.config.window}"
-
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        flat = [run for runs in self._rows for run in sorted(runs)]
-        return {"runs": np.array(flat, np.uint64), "sizes": np.array([len(runs) for runs in self._rows], np.int64)}
-
-    def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
-        self._reset()
-        start = 0
-        for size in state["sizes"].tolist():
-            self._add(state["runs"][start : start + size].tolist())
-            start += size

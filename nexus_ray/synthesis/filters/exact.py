@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 
-import numpy as np
-from numpy.typing import NDArray
-
 from nexus_ray.config.filters import ExactFilter
 from nexus_ray.synthesis.filters.text import Item, Text, verdict
 from nexus_ray.synthesis.rows import Verdict
@@ -40,16 +37,6 @@ class Exact:
         if self._last is None or self._last[0] is not text:
             self._last = text, digest(text.raw)
         return self._last[1]
-
-    def settings(self) -> str:
-        return f"blake2b {_DIGEST_BYTES}"
-
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        return {"digests": np.frombuffer(b"".join(sorted(self._seen)), np.uint8)}
-
-    def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
-        data = state["digests"].tobytes()
-        self._seen = {data[start : start + _DIGEST_BYTES] for start in range(0, len(data), _DIGEST_BYTES)}
 
 
 def digest(raw: str) -> bytes:

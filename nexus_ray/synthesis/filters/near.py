@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 from rensa import RMinHash, RMinHashLSH
 
 from nexus_ray.config.filters import NearFilter
@@ -56,9 +55,6 @@ class Near:
 
     def __init__(self, config: NearFilter | None = None) -> None:
         self.config = config or NearFilter()
-        self._reset()
-
-    def _reset(self) -> None:
         self._long, self._short = _Space(self.config), _Space(self.config)
         self._ids: list[str] = []
         self._words: list[int] = []
@@ -115,32 +111,6 @@ class Near:
             yield self._long, self.config.shingle_words
         if words < short / self.config.jaccard + self.config.short_shingle_words:
             yield self._short, self.config.short_shingle_words
-
-    def settings(self) -> str:
-        return f"{self.config.model_dump_json()} seed {_SEED} minhash {RMinHash.ALGORITHM_VERSION}"
-
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        arrays: dict[str, NDArray[np.generic]] = {
-            "ids": np.array(self._ids, dtype=np.str_),
-            "words": np.array(self._words, dtype=np.int64),
-        }
-        for name, space in (("long", self._long), ("short", self._short)):
-            arrays[f"{name}_shingles"] = np.concatenate([np.empty(0, np.uint64), *space.sets])
-            arrays[f"{name}_sizes"] = np.array([len(some) for some in space.sets], dtype=np.int64)
-            arrays[f"{name}_rows"] = np.array(space.rows, dtype=np.int64)
-        return arrays
-
-    def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
-        """Sketches are computed anew from the shingles (10 us each), so that a state outlives versions of the index."""
-        self._reset()
-        self._ids = [str(id) for id in state["ids"]]
-        self._words = [int(words) for words in state["words"]]
-        for name, space in (("long", self._long), ("short", self._short)):
-            ends = np.cumsum(state[f"{name}_sizes"])
-            parts = np.split(state[f"{name}_shingles"], ends[:-1]) if len(ends) else []
-            for part, row in zip(parts, state[f"{name}_rows"], strict=True):
-                shingles = np.ascontiguousarray(part, np.uint64)
-                space.add(shingles, space.sketch(shingles), int(row))
 
 
 def shingles(text: Text, words: int) -> Hashes:

@@ -6,10 +6,7 @@ texts are compared, exactly: an index of words rules out those that share too fe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
-from numpy.typing import NDArray
 from rapidfuzz.distance import Indel
 from rapidfuzz.process import extractOne
 
@@ -46,28 +43,32 @@ class Novelty:
 
     name = "novelty"
 
-    def __init__(self, config: NoveltyFilter | None = None, *, pool: Iterable[str] = ()) -> None:
+    def __init__(self, config: NoveltyFilter | None = None) -> None:
         self.config = config or NoveltyFilter()
-        self._reset()
-        for text in pool:
-            self.remember(text)
-
-    def _reset(self) -> None:
         self._letters: dict[int, str] = {}
         self._texts: list[str] = []
         self._sizes = np.empty(1024, np.int32)
         self._postings: dict[tuple[str, int], _Postings] = {}
+        self._pool: set[int] = set()
+        """Numbers of the texts that prompts showed."""
 
     def __len__(self) -> int:
         return len(self._texts)
 
     def judge(self, item: Item) -> Verdict:
-        rouge = self.highest(item)
-        finding = "close to an accepted row" if rouge > self.config.max_rouge else None
+        rouge, number = self._closest(item)
+        finding = f"close to {self._what(number)}" if rouge > self.config.max_rouge else None
         return verdict(self.name, finding, {"novelty.rouge_l": round(rouge, 4)})
+
+    def _what(self, number: int) -> str:
+        return "a text of the prompts" if number in self._pool else "an accepted row"
 
     def highest(self, item: Item) -> float:
         """Highest ROUGE-L F with a remembered text; 0 if it does not reach the threshold."""
+        return self._closest(item)[0]
+
+    def _closest(self, item: Item) -> tuple[float, int]:
+        """The highest figure and the number of that text; 0 and -1 if none reaches the threshold."""
         written = self._write(Text.of(item), learn=False)
         near = self._candidates(written)
         # the cutoff must not itself cut off a value at the threshold
@@ -78,12 +79,10 @@ class Novelty:
             processor=None,
             score_cutoff=self.config.max_rouge - 1e-9,
         )
-        return float(best[1]) if best else 0.0
+        return (float(best[1]), near[best[2]]) if best else (0.0, -1)
 
     def remember(self, item: Item) -> None:
-        self._add(self._write(Text.of(item), learn=True))
-
-    def _add(self, written: str) -> None:
+        written = self._write(Text.of(item), learn=True)
         number = len(self._texts)
         self._texts.append(written)
         if number == len(self._sizes):
@@ -91,6 +90,11 @@ class Novelty:
         self._sizes[number] = len(written)
         for token in _tokens(written):
             self._postings.setdefault(token, _Postings()).add(number)
+
+    def show(self, text: str) -> None:
+        """Take note of a text that a prompt showed as an example: what only repeats it is no news either."""
+        self._pool.add(len(self._texts))
+        self.remember(text)
 
     def _write(self, text: Text, *, learn: bool) -> str:
         """One character per word, the same for the same word; unknown words that need not be learnt share one."""
@@ -123,24 +127,6 @@ class Novelty:
         fits = (shared >= taken - m + t * (m + sizes) / 2.0 - 1e-6) & (shared > 0)
         fits &= (sizes >= least) & (sizes * t <= m * (2.0 - t) + 1e-6)
         return np.flatnonzero(fits).tolist()
-
-    def settings(self) -> str:
-        return f"words {self.config.max_words}"
-
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        words = {letter: value for value, letter in self._letters.items()}
-        flat = [words[letter] for written in self._texts for letter in written]
-        return {"words": np.array(flat, np.uint64), "sizes": np.array([len(text) for text in self._texts], np.int64)}
-
-    def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
-        self._reset()
-        start = 0
-        for size in state["sizes"].tolist():
-            hashes = state["words"][start : start + size].tolist()
-            for value in hashes:
-                self._letters.setdefault(value, _letter(len(self._letters) % (_ALPHABET - 1) + 1))
-            self._add("".join([self._letters[value] for value in hashes]))
-            start += size
 
 
 def rouge_l(first: Item, second: Item) -> float:

@@ -1,16 +1,17 @@
-"""Harmful or obscene text: a short word list with word boundaries, and any classifier handed in beside it.
+"""Harmful or obscene text: a short word list with word boundaries, and a classifier beside it.
 
 A word list finds words, not meaning: it is the offline default, and it errs on the side of letting text pass. The
-classifier (text -> harmfulness in [0, 1]) is asked apart from the cheap filters, as `SafetyClassifier`.
+classifier (`safety_model` loads one) is asked apart from the cheap filters, as `SafetyClassifier`.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-from nexus_ray.config.filters import SafetyFilter
+from nexus_ray.config.filters import Action, SafetyFilter
 from nexus_ray.synthesis.filters.safety_words import MILD, PHRASES, STRONG
 from nexus_ray.synthesis.filters.text import Item, Text, verdict, words_of
 from nexus_ray.synthesis.rows import Verdict
@@ -75,22 +76,35 @@ class Safety:
         return word[0] != "*" and any(len(some) == len(plain) and pattern.fullmatch(some) for some in self._strong)
 
 
+class Classifier(Protocol):
+    """Texts to harmfulness, each in [0, 1]; NaN for one it has no answer for. The same texts give the same figures."""
+
+    def __call__(self, texts: Sequence[str]) -> Sequence[float]: ...
+
+
 class SafetyClassifier:
     """Asks a classifier; for what costs more than a look."""
 
     name = "safety_classifier"
 
-    def __init__(self, classify: Callable[[str], float], config: SafetyFilter | None = None) -> None:
-        self.config = config or SafetyFilter()
+    def __init__(self, classify: Classifier, limit: float, *, action: Action = "reject") -> None:
+        """`limit`: the most that passes, in [0, 1]."""
         self._classify = classify
+        self._limit = limit
+        self._action = action
 
     def judge(self, item: Item) -> Verdict:
-        """Rejects above `max_classifier`, and what the classifier gives no number for."""
-        harm = float(self._classify(Text.of(item).raw))
+        return self.judge_many([item])[0]
+
+    def judge_many(self, items: Sequence[Item]) -> list[Verdict]:
+        """Rejects above the limit, and what the classifier gives no number for; it is asked once for all."""
+        return [self._verdict(float(harm)) for harm in self._classify([Text.of(item).raw for item in items])]
+
+    def _verdict(self, harm: float) -> Verdict:
         if not math.isfinite(harm):
-            return verdict(self.name, "no finite score", {}, action=self.config.action)
-        finding = "harmful" if harm > self.config.max_classifier else None
-        return verdict(self.name, finding, {"safety.classifier": harm}, action=self.config.action)
+            return verdict(self.name, "no finite score", {}, action=self._action)
+        finding = "harmful" if harm > self._limit else None
+        return verdict(self.name, finding, {"safety.classifier": harm}, action=self._action)
 
 
 def _by_first_word(phrases: Iterable[tuple[str, ...]]) -> dict[str, list[tuple[str, ...]]]:

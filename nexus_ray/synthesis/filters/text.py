@@ -144,23 +144,11 @@ class Filter(Protocol):
 class RememberingFilter(Filter, Protocol):
     """Judges a text by what was accepted before it, so it must be asked in plan order, in one process.
 
-    Its memory can be written down and taken up again; or rebuilt by remembering the accepted texts in order.
+    Its memory is rebuilt at each start by remembering the accepted texts in order: no copy of it can grow stale.
     """
 
     def remember(self, item: Item) -> None:
         """Take note of an accepted text."""
-        ...
-
-    def settings(self) -> str:
-        """What a memory must have been made with to be taken up."""
-        ...
-
-    def state(self) -> dict[str, NDArray[np.generic]]:
-        """The memory as arrays."""
-        ...
-
-    def restore(self, state: dict[str, NDArray[np.generic]]) -> None:
-        """Take up a memory in place of the present one."""
         ...
 
 

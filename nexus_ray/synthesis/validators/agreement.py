@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from nexus_ray.config.validators import AgreementConfig
 from nexus_ray.synthesis.rows import Row, Verdict
+from nexus_ray.synthesis.validators.digits import exact
 
 _FINAL = (
     re.compile(r"^\s*####\s*(.+?)\s*$", re.MULTILINE),
@@ -37,14 +38,18 @@ def final_answer(text: str) -> str | None:
 def normal_form(answer: str) -> str | None:
     """A number as a fraction if the answer holds exactly one, else its words in lower case; None if empty."""
     found = _NUMBER.findall(answer)
-    if len(found) == 1:
-        number = found[0].replace(",", "").replace(" ", "")
-        top, _, bottom = number.partition("/")
-        if not bottom or int(bottom):
-            value = Fraction(top) / (int(bottom) if bottom else 1)
-            return str(value / 100 if "%" in answer else value)
+    value = _value(found[0]) if len(found) == 1 else None
+    if value is not None:
+        return str(value / 100 if "%" in answer else value)
     words = re.findall(r"\w+", answer.casefold())
     return " ".join(word for word in words if word not in ("a", "an", "the")) or None
+
+
+def _value(number: str) -> Fraction | None:
+    """`72`, `1,000.5` or `3/4`; None for a division by zero and for what is too long to be a number."""
+    top, _, bottom = number.partition("/")
+    numerator, denominator = exact(top.strip()), exact(bottom.strip() or "1")
+    return numerator / denominator if numerator is not None and denominator else None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from itertools import combinations, pairwise
 
 from nexus_ray.config.validators import ArithmeticConfig
 from nexus_ray.synthesis.rows import Row, Verdict
+from nexus_ray.synthesis.validators.digits import exact
 from nexus_ray.synthesis.validators.expression import Token, Value, parse_left, parse_right, tokens
 
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
@@ -82,9 +83,9 @@ def final_answer(text: str) -> str | None:
 
 
 def number(text: str) -> Fraction | None:
-    """The last number in a text, if any."""
+    """The last number in a text; None if there is none, or it is too long to be one."""
     found = _NUMBER.findall(text)
-    return Fraction(found[-1].replace(",", "")) if found else None
+    return exact(found[-1]) if found else None
 
 
 class Arithmetic:

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
+from nexus_ray.synthesis.validators.digits import exact
 from nexus_ray.synthesis.validators.words import STOP_WORDS, stem
 
 _TOKEN = re.compile(
@@ -23,8 +24,8 @@ _LATEX = ((re.compile(r"\\(?:times|cdot)\b"), "*"), (re.compile(r"\\div\b"), "/"
           (re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}"), r"((\1)/(\2))"), (re.compile(r"\\[$%]"), r" "),
           (re.compile(r"\\text\{([^{}]*)\}"), r"\1"))  # fmt: skip
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-_MAX_TOKENS, _MAX_DIGITS, _MAX_EXPONENT = 60, 30, 64
-"""Bounds that keep a hostile text cheap: 9^9^9 is not computed."""
+_MAX_TOKENS, _MAX_EXPONENT, _MAX_BITS = 60, 64, 16384
+"""Bounds that keep a hostile text cheap: neither 9^9^9 nor ((9^64)^64)^64 is computed."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,8 @@ class _Parser:
         exponent = other.number
         if exponent.denominator != 1 or abs(exponent) > _MAX_EXPONENT or (exponent < 0 and not value.number):
             raise NoExpressionError
+        if abs(exponent) * _bits(value.number) > _MAX_BITS:
+            raise NoExpressionError
         return _join(value, other, value.number ** int(exponent))
 
     def atom(self, depth: int) -> Value:
@@ -187,10 +190,10 @@ class _Parser:
             return self._units(replace(value, decimals=None))
         if self.kind() == "money":
             self._take()
-        if self.kind() != "number" or len(self.row[self.place].text) > _MAX_DIGITS:
+        number = exact(self.row[self.place].text) if self.kind() == "number" else None
+        if number is None:
             raise NoExpressionError
-        text = self._take().replace(",", "")
-        value = Value(Fraction(text), decimals=len(text.partition(".")[2]))
+        value = Value(number, decimals=len(self._take().partition(".")[2]))
         if self.kind() == "word" and self.row[self.place].text.casefold() in _SCALES:
             scale = _SCALES[self._take().casefold()]
             value = replace(value, number=value.number * scale, decimals=None)
@@ -224,6 +227,10 @@ class _Parser:
         token = self.row[self.place]
         self.place += 1
         return token.kind if token.kind in "+-*/" else token.text
+
+
+def _bits(number: Fraction) -> int:
+    return number.numerator.bit_length() + number.denominator.bit_length()
 
 
 def _join(one: Value, other: Value, number: Fraction, *, adds: bool = False) -> Value:

@@ -16,6 +16,7 @@ from fractions import Fraction
 
 from nexus_ray.config.validators import GroundedConfig
 from nexus_ray.synthesis.rows import Row, Verdict
+from nexus_ray.synthesis.validators.digits import exact
 from nexus_ray.synthesis.validators.words import (
     NEGATIONS,
     NUMBER_WORDS,
@@ -90,10 +91,13 @@ def support(text: str, source: Source, *, min_words: float) -> Support:
     )
 
 
-def numbers(text: str) -> set[Fraction]:
-    """Values of the numbers in a text, in digits or as single words from two to a hundred."""
+def numbers(text: str) -> set[Fraction | str]:
+    """Values of the numbers in a text, in digits or as single words from two to a hundred.
+
+    What is too long to be a number counts by its digits: made up, it is as new as any other.
+    """
     text = "\n".join(sentences(text))  # without the numbers of a list
-    found = {Fraction(number.replace(",", "")) for number in _NUMBER.findall(text)}
+    found = {number if (value := exact(number)) is None else value for number in _NUMBER.findall(text)}
     return found | {Fraction(NUMBER_WORDS[word]) for word in _words(text) if word in NUMBER_WORDS}
 
 

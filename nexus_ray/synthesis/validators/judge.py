@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from itertools import count
 
 from nexus_ray.config.validators import JudgeConfig
 from nexus_ray.errors import ConfigError, SynthesisError
 from nexus_ray.synthesis.rows import Row, Verdict
+from nexus_ray.synthesis.validators.calibration import Calibration, Record, wilson_low
 from nexus_ray.synthesis.validators.rubric import (
     Example,
     GoldenItem,
@@ -23,14 +24,20 @@ from nexus_ray.synthesis.validators.rubric import (
     Rubric,
     ask_for_grade,
     ask_for_preference,
+    golden_fingerprint,
     load_golden,
     load_rubric,
     read_grade,
     read_preference,
+    rubric_fingerprint,
 )
 
 Ask = Callable[[str], str]
-"""Sends a prompt to the judging model and returns its reply."""
+"""Sends a prompt to the judging model and returns its reply.
+
+Raises RefusedQuestionError where no reply will ever come, another NexusError where one may come later: then nothing
+is decided, and nothing is measured.
+"""
 PADDING = (
     " To put the same thing in other words, that is the answer to the question that was asked. It is good to keep this"
     " in mind when thinking about the question, since the answer given above is the one that belongs to it. In summary,"
@@ -39,67 +46,37 @@ PADDING = (
 """Adds length and nothing else."""
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """What a judge showed on its golden set. Shares of nothing are NaN."""
-
-    precision: float
-    """Rightly accepted among accepted."""
-    precision_low: float
-    """Lower end of its 95 % interval (Wilson): how little a short golden set can promise."""
-    recall: float
-    """Accepted among the acceptable."""
-    accuracy: float
-    accuracy_without_examples: float
-    unparsed: float
-    """Share of replies, probes included, that do not follow the demanded form."""
-    order_swaps: float
-    """Share of pairs whose winner changes with the order of the two answers."""
-    length_swaps: float
-    """Share of rejected items that are accepted once they are padded."""
-    wrong_examples: tuple[int, ...]
-    """Places, from 0, of examples whose verdict the judge does not share when it has not seen it."""
-
-    def faults(self, config: JudgeConfig) -> list[str]:
-        """Why this judge is not to be trusted; empty if it is."""
-        found = [
-            _below("precision", self.precision, "min_precision", config.min_precision),
-            _below("recall", self.recall, "min_recall", config.min_recall),
-            _above("unparsed", self.unparsed, "max_unparsed", config.max_unparsed),
-            _above("order_swaps", self.order_swaps, "max_order_swaps", config.max_order_swaps),
-            _above("length_swaps", self.length_swaps, "max_length_swaps", config.max_length_swaps),
-        ]
-        if self.wrong_examples:
-            found.append(f"examples {list(self.wrong_examples)} of the rubric get another verdict than they carry")
-        if self.accuracy < self.accuracy_without_examples:
-            found.append(
-                f"the rubric's examples lower accuracy from {self.accuracy_without_examples:.2f} to {self.accuracy:.2f}"
-            )
-        return [fault for fault in found if fault]
+class RefusedQuestionError(SynthesisError):
+    """The judging model does not take this one question, however often it is asked: it is too long, or not allowed."""
 
 
 class Judge:
     """Validator that asks a model. Use `trusted_judge`: an unmeasured judge refuses to decide."""
 
     def __init__(self, config: JudgeConfig, ask: Ask) -> None:
-        """Raises ConfigError for a rubric or golden set that cannot be used, or that share items."""
+        """Raises ConfigError for a rubric or golden set that cannot be used; see `load_measure`."""
         self.config = config
-        self.rubric = load_rubric(config.rubric)
-        self.golden = load_golden(config.golden)
+        self.rubric, self.golden = load_measure(config)
         self.calibration: Calibration | None = None
         self._ask = ask
-        _refuse_shared_items(self.rubric, self.golden)
 
     def validate(self, row: Row) -> Verdict:
-        """Rows without a source, and replies not in the demanded form, are flagged."""
+        """Flagged are rows without the source that the rubric needs, questions that are refused, unreadable replies.
+
+        Raises what `ask` raises where a reply may come later: the row is then not judged.
+        """
         if self.calibration is None or self.calibration.faults(self.config):
             raise SynthesisError("judge: not measured, or found wanting, on its golden set; use trusted_judge")
-        if row.prompt.source is None:
+        if self.rubric.needs_source and row.prompt.source is None:
             return Verdict("flag", "judge: the prompt has no source")
         content = row.prompt.content
         question = content if isinstance(content, str) else content[-1].content
-        item = Item(source=row.prompt.source, question=question, answer=row.text)
-        level = read_grade(self.rubric, self._ask(ask_for_grade(self.rubric, item)))
+        source = row.prompt.source if self.rubric.needs_source else None
+        item = Item.model_construct(source=source, question=question, answer=row.text)  # unchecked: even empty
+        try:
+            level = read_grade(self.rubric, self._ask(ask_for_grade(self.rubric, item)))
+        except RefusedQuestionError as error:
+            return Verdict("flag", f"judge: {error}")
         if level is None:
             return Verdict("flag", "judge: the reply is not in the demanded form")
         accepted = level in self.rubric.accept
@@ -111,14 +88,17 @@ class Judge:
         grades = [self._accepts(item) for item in self.golden]
         bare = [self._accepts(item, ()) for item in self.golden] if self.rubric.examples else grades
         padded = self._padded(grades)
-        swaps = [self._order_matters(first, second) for first, second in _pairs(self.golden)]
+        pairs = _pairs(self.golden)
+        swaps = [self._order_matters(first, second) for first, second in pairs]
         examples = [self._example_is_wrong(place) for place in range(len(self.rubric.examples))]
         right = [item.accept for item in self.golden]
         kept = [wanted for wanted, grade in zip(right, grades, strict=True) if grade]
         replies = [*grades, *padded, *swaps, *examples]
         self.calibration = Calibration(
+            accepted=len(kept),
+            pairs=len(pairs),
             precision=_share(kept),
-            precision_low=_wilson_low(sum(kept), len(kept)),
+            precision_low=wilson_low(sum(kept), len(kept)),
             recall=sum(kept) / sum(right),
             accuracy=_accuracy(right, grades),
             accuracy_without_examples=_accuracy(right, bare),
@@ -131,8 +111,15 @@ class Judge:
 
     def _accepts(self, item: Item, examples: Sequence[Example] | None = None) -> bool | None:
         """None if the reply does not follow the form."""
-        level = read_grade(self.rubric, self._ask(ask_for_grade(self.rubric, item, examples=examples)))
+        level = read_grade(self.rubric, self._reply(ask_for_grade(self.rubric, item, examples=examples)))
         return None if level is None else level in self.rubric.accept
+
+    def _reply(self, prompt: str) -> str:
+        """A reply while measuring; a question that is refused counts as a reply that cannot be read."""
+        try:
+            return self._ask(prompt)
+        except RefusedQuestionError:
+            return ""
 
     def _padded(self, grades: list[bool | None]) -> list[bool | None]:
         rejected = [item for item, grade in zip(self.golden, grades, strict=True) if grade is False]
@@ -140,7 +127,7 @@ class Judge:
 
     def _order_matters(self, first: GoldenItem, second: GoldenItem) -> bool | None:
         ways = ((first, second.answer), (second, first.answer))
-        one, other = (read_preference(self._ask(ask_for_preference(self.rubric, *way))) for way in ways)
+        one, other = (read_preference(self._reply(ask_for_preference(self.rubric, *way))) for way in ways)
         return None if one is None or other is None else one == other
 
     def _example_is_wrong(self, place: int) -> bool | None:
@@ -150,16 +137,38 @@ class Judge:
         return None if accepted is None else accepted != (example.verdict in self.rubric.accept)
 
 
-def trusted_judge(config: JudgeConfig, ask: Ask) -> Judge:
-    """A judge that has passed its golden set. Raises SynthesisError with all reasons if it does not."""
+def trusted_judge(config: JudgeConfig, ask: Ask, *, record: Record | None = None) -> Judge:
+    """A judge that has passed its golden set, now or, if `record` knows it, earlier.
+
+    Raises SynthesisError with all reasons if it does not pass, and what `ask` raises while it is measured.
+    """
     judge = Judge(config, ask)
-    faults = judge.calibrate().faults(config)
+    if record is None:
+        judge.calibrate()
+    else:
+        names = rubric_fingerprint(judge.rubric), golden_fingerprint(judge.golden)
+        judge.calibration = record.measured(*names, judge.calibrate)
+    assert judge.calibration is not None
+    faults = judge.calibration.faults(config)
     if faults:
+        written = f" Measured once, in {record.file}; delete that to measure again." if record is not None else ""
         raise SynthesisError(
             f"validators.judge: the model is no judge for this rubric: {'; '.join(faults)}. Use a stronger model, mend "
-            f"the rubric, or leave the judge out; lower a threshold only if wrongly accepted rows do no harm"
+            f"the rubric, or leave the judge out; lower a threshold only if wrongly accepted rows do no harm.{written}"
         )
     return judge
+
+
+def load_measure(config: JudgeConfig) -> tuple[Rubric, list[GoldenItem]]:
+    """The rubric and the golden set of a config. Asks nothing.
+
+    Raises ConfigError if one cannot be used, they do not fit each other, or no judge could show enough with them.
+    """
+    rubric, golden = load_rubric(config.rubric), load_golden(config.golden)
+    _refuse_other_sources(config, rubric, golden)
+    _refuse_shared_items(rubric, golden)
+    _refuse_weak_golden(config, golden)
+    return rubric, golden
 
 
 def _pairs(golden: Sequence[GoldenItem]) -> list[tuple[GoldenItem, GoldenItem]]:
@@ -173,12 +182,44 @@ def _pairs(golden: Sequence[GoldenItem]) -> list[tuple[GoldenItem, GoldenItem]]:
     return found
 
 
+def _refuse_other_sources(config: JudgeConfig, rubric: Rubric, golden: Sequence[GoldenItem]) -> None:
+    wrong = [number for number, item in enumerate(golden, start=1) if (item.source is None) == rubric.needs_source]
+    if wrong:
+        rule = "needs a source with every answer" if rubric.needs_source else "judges answers without a source"
+        raise ConfigError(
+            f"validators.judge.golden={config.golden}: {len(wrong)} items do not fit rubric={config.rubric}, which "
+            f"{rule}; name a golden set made for that rubric"
+        )
+
+
 def _refuse_shared_items(rubric: Rubric, golden: Sequence[GoldenItem]) -> None:
-    shared = {example.source for example in rubric.examples} & {item.source for item in golden}
+    shared = {_subject(example) for example in rubric.examples} & {_subject(item) for item in golden}
     if shared:
         raise ConfigError(
             f"validators.judge: {len(shared)} sources stand both in the rubric's examples and in the golden set, which "
             f"would measure memory; replace them in one of the two"
+        )
+
+
+def _subject(item: Item) -> str:
+    return item.question if item.source is None else item.source
+
+
+def _refuse_weak_golden(config: JudgeConfig, golden: Sequence[GoldenItem]) -> None:
+    """What no judge can mend is said before anything is paid for."""
+    where = f"validators.judge.golden={config.golden}"
+    if not _pairs(golden):
+        raise ConfigError(
+            f"{where}: no question has both an answer to accept and one to reject, so that order_swaps cannot be "
+            f"measured; add such pairs"
+        )
+    acceptable = sum(item.accept for item in golden)
+    best = wilson_low(acceptable, acceptable)
+    if best < config.min_precision_low:
+        needed = next(n for n in count(acceptable) if wilson_low(n, n) >= config.min_precision_low)
+        raise ConfigError(
+            f"{where}: {acceptable} items to accept promise a precision of {best:.2f} at best, below min_precision_low="
+            f"{config.min_precision_low:g}; give it {needed} or more"
         )
 
 
@@ -188,21 +229,3 @@ def _share(values: Sequence[bool]) -> float:
 
 def _accuracy(right: Sequence[bool], grades: Sequence[bool | None]) -> float:
     return _share([wanted is grade for wanted, grade in zip(right, grades, strict=True)])
-
-
-def _wilson_low(successes: int, trials: int) -> float:
-    """Lower end of the 95 % score interval (Wilson 1927)."""
-    if not trials:
-        return math.nan
-    z, share = 1.959964, successes / trials
-    centre = share + z * z / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return (centre - spread) / (1 + z * z / trials)
-
-
-def _below(name: str, value: float, limit_name: str, limit: float) -> str:
-    return "" if value >= limit else f"{name} {value:.2f} is below {limit_name}={limit:g}"
-
-
-def _above(name: str, value: float, limit_name: str, limit: float) -> str:
-    return f"{name} {value:.2f} is above {limit_name}={limit:g}" if value > limit else ""

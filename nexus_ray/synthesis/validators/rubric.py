@@ -6,11 +6,13 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from nexus_ray.config.methods import Section
 from nexus_ray.config.source import read_yaml
+from nexus_ray.config.validators import is_rubric_path
 from nexus_ray.errors import ConfigError
 from nexus_ray.synthesis.rows import content_id
 
@@ -22,7 +24,8 @@ _PREFERENCE = re.compile(r"BETTER:\s*([12])\s*")
 class Item(Section):
     """One answer to be judged."""
 
-    source: str = Field(min_length=1)
+    source: str | None = Field(None, min_length=1)
+    """The text it was written from, if the rubric looks at one."""
     question: str
     answer: str = Field(min_length=1)
 
@@ -48,7 +51,14 @@ class Rubric(Section):
     """Verdict -> when it is due."""
     accept: list[str] = Field(min_length=1)
     """Verdicts that accept a row."""
+    source: Literal["required", "none"] = "required"
+    """`required`: an answer is held against the text it was written from; `none`: the judge sees request and answer
+    alone, which is all there is to style and quality."""
     examples: list[Example] = Field(default_factory=list)
+
+    @property
+    def needs_source(self) -> bool:
+        return self.source == "required"
 
     @model_validator(mode="after")
     def _known_levels(self) -> Rubric:
@@ -59,13 +69,21 @@ class Rubric(Section):
             raise ValueError("a rubric that accepts every level decides nothing")
         if self.examples and {one.verdict in self.accept for one in self.examples} != {True, False}:
             raise ValueError("examples must show accepted and rejected answers, or the judge learns one verdict")
+        wrong = [place for place, one in enumerate(self.examples) if (one.source is None) == self.needs_source]
+        if wrong:
+            raise ValueError(f"source={self.source} and examples {wrong} do not fit: give each a source, or none")
         return self
 
 
 def load_rubric(name: str) -> Rubric:
     """A rubric of the package by name, or from a YAML file. Raises ConfigError naming what is wrong."""
-    path = DATA / f"{name}.yaml"
-    path = path if path.exists() else Path(name)
+    path = Path(name) if is_rubric_path(name) else DATA / f"{name}.yaml"
+    if not is_rubric_path(name) and not path.exists():
+        shipped = ", ".join(sorted(file.stem for file in DATA.glob("*.yaml")))
+        raise ConfigError(
+            f"validators.judge.rubric={name!r} is no rubric of the package ({shipped}); name one of them, or the path "
+            f"of a YAML file (ending in .yaml)"
+        )
     try:
         return Rubric(**read_yaml(path))
     except (ValidationError, TypeError) as error:
@@ -91,6 +109,19 @@ def load_golden(name: str) -> list[GoldenItem]:
     return items
 
 
+def rubric_fingerprint(rubric: Rubric) -> str:
+    """Of all that a judge is told besides the answer: the rubric, and the wording around it."""
+    item = Item(source="source" if rubric.needs_source else None, question="question", answer="answer")
+    return content_id(
+        "rubric", [rubric.model_dump(), ask_for_grade(rubric, item), ask_for_preference(rubric, item, "")]
+    )
+
+
+def golden_fingerprint(golden: Sequence[GoldenItem]) -> str:
+    """Of a golden set's items, in their order."""
+    return content_id("golden", [item.model_dump() for item in golden])
+
+
 def _first(error: Exception) -> str:
     """Where and what, without the offending text."""
     if isinstance(error, ValidationError):
@@ -104,7 +135,7 @@ def ask_for_grade(rubric: Rubric, item: Item, *, examples: Sequence[Example] | N
     shown = rubric.examples if examples is None else examples
     levels = "\n".join(f"{name}: {meaning}" for name, meaning in rubric.levels.items())
     parts = [
-        f"You judge an answer that was written from a source text.\n\n{rubric.question}\n\n{levels}",
+        f"You judge an answer {_kind(rubric)}.\n\n{rubric.question}\n\n{levels}",
         f"First explain in one or two sentences. Then end with one line of its own:\nVERDICT: {_either(rubric)}",
     ]
     parts += [f"{_item(example)}\n{example.explanation}\nVERDICT: {example.verdict}" for example in shown]
@@ -115,12 +146,17 @@ def ask_for_preference(rubric: Rubric, item: Item, other: str) -> str:
     """The prompt that asks which of two answers, the item's (1) or `other` (2), is better."""
     fence = _fence(item, other)
     return (
-        f"You compare two answers that were written from a source text.\n\n{rubric.question}\n\n"
-        f"{_block('SOURCE', item.source, fence)}\n{_block('QUESTION', item.question, fence)}\n"
-        f"{_block('ANSWER 1', item.answer, fence)}\n{_block('ANSWER 2', other, fence)}\n\n"
+        f"You compare two answers {_kind(rubric, several=True)}.\n\n{rubric.question}\n\n"
+        f"{_asked(item, fence)}\n{_block('ANSWER 1', item.answer, fence)}\n{_block('ANSWER 2', other, fence)}\n\n"
         "The order of the answers means nothing. First explain in one or two sentences. Then end with one line of its "
         "own:\nBETTER: 1 or 2\n"
     )
+
+
+def _kind(rubric: Rubric, *, several: bool = False) -> str:
+    if not rubric.needs_source:
+        return "to a request"
+    return f"that {'were' if several else 'was'} written from a source text"
 
 
 def _either(rubric: Rubric) -> str:
@@ -129,8 +165,13 @@ def _either(rubric: Rubric) -> str:
 
 def _item(item: Item) -> str:
     fence = _fence(item)
-    names = (("SOURCE", item.source), ("QUESTION", item.question), ("ANSWER", item.answer))
-    return "\n".join(_block(name, text, fence) for name, text in names)
+    return f"{_asked(item, fence)}\n{_block('ANSWER', item.answer, fence)}"
+
+
+def _asked(item: Item, fence: str) -> str:
+    """What was to be answered, and from what."""
+    source = "" if item.source is None else f"{_block('SOURCE', item.source, fence)}\n"
+    return f"{source}{_block('QUESTION', item.question, fence)}"
 
 
 def _fence(item: Item, other: str = "") -> str:

@@ -132,6 +132,35 @@ def test_rules_between_fields(overrides: list[str], expected: str) -> None:
     assert expected in found[0]
 
 
+OWN_TEXT = "domains.own={source: {kind: synthesis}, held_out_fraction: 0.1}"
+
+
+def scored_by(model: str, *, revision: str = "null") -> str:
+    job = "generator: {kind: local, model: teacher}, recipe: r.yaml, anchor: code"
+    return f"synthesis.own={{{job}, filters: {{perplexity: {{model: {model}, revision: {revision}}}}}}}"
+
+
+@pytest.mark.parametrize(
+    ("student", "reference"),
+    [
+        (["model.init_from=runs/a/model"], "runs/a/model"),
+        (["model.init_from=runs/a/model"], "./runs/b/../a/model/"),
+        (["model.source=org/small", "model.tokenizer.source=model"], "org/small"),
+    ],
+)
+def test_a_reference_model_is_not_the_student(student: list[str], reference: str) -> None:
+    path = student[0].partition("=")[0]
+    (found,) = faults(OWN_TEXT, *student, scored_by(reference))
+    assert found.startswith(f"synthesis.own.filters.perplexity.model={reference!r} is {path} too, the model that is tr")
+    two_stages(OWN_TEXT, *student, scored_by("teacher"))
+
+
+def test_another_revision_of_the_student_may_be_the_reference() -> None:
+    student = ["model.source=org/small", "model.tokenizer.source=model", "model.revision=main"]
+    two_stages(OWN_TEXT, *student, scored_by("org/small", revision="old"))
+    two_stages(OWN_TEXT, scored_by("scratch"))
+
+
 def test_all_faults_come_at_once_and_none_twice() -> None:
     found = faults(
         "trainig.seq_len=3",

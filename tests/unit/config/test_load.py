@@ -20,6 +20,7 @@ from nexus_ray.config import (
     stage_config,
     to_yaml,
 )
+from nexus_ray.config.validators import JudgeConfig
 from tests.configs import TWO_STAGES, two_stages, write_two_stages
 
 PLAIN, AMX = Hardware(cpus=4), Hardware(cpus=4, amx_bf16=True)
@@ -70,6 +71,30 @@ def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert config.domains["letters"].source.paths == [str(tmp_path / "letters.txt")]  # type: ignore[union-attr]
     assert config.model.init_from == str(tmp_path / "runs/x/model")
     assert resolve(two_stages("storage=s3://bucket/runs"), PLAIN).storage == "s3://bucket/runs"
+
+
+def test_files_that_verdicts_refer_to_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = """{generator: {kind: openai, model: m}, recipe: r.yaml, judge: {kind: openai, model: m}, anchor: code,
+      filters: {safety: {classifier: {model: harm, unsafe: [BAD]}, max_classifier: 0.5},
+                prior: {reference: prior.json}, perplexity: {reference: s3://b/p.json},
+                contamination: {benchmarks: {b: {paths: [b/*.jsonl, s3://b/c.jsonl]}}}},
+      validators: [{kind: judge}, {kind: judge, rubric: rubrics/own.yaml, golden: own.jsonl}]}"""
+    (tmp_path / "harm").mkdir()
+    own = "domains.own={source: {kind: synthesis}}"
+    found = resolve(two_stages(own, f"synthesis.own={job}"), PLAIN).synthesis["own"]
+    assert found.filters.prior is not None and found.filters.prior.reference == str(tmp_path / "prior.json")
+    assert found.filters.perplexity is not None and found.filters.perplexity.reference == "s3://b/p.json"
+    assert found.filters.safety is not None and found.filters.safety.classifier is not None
+    assert found.filters.safety.classifier.model == str(tmp_path / "harm")
+    assert found.filters.contamination is not None
+    assert found.filters.contamination.benchmarks["b"].paths == [str(tmp_path / "b/*.jsonl"), "s3://b/c.jsonl"]
+    shipped, own_judge = found.validators
+    assert isinstance(shipped, JudgeConfig) and (shipped.rubric, shipped.golden) == ("faithful", "default")
+    assert isinstance(own_judge, JudgeConfig)
+    assert (own_judge.rubric, own_judge.golden) == (str(tmp_path / "rubrics/own.yaml"), str(tmp_path / "own.jsonl"))
+    nothing = "{generator: {kind: openai, model: m}, recipe: r.yaml, filters: {contamination: null, safety: null}}"
+    resolve(two_stages(own, f"synthesis.own={nothing}"), PLAIN)
 
 
 def test_a_stage_sees_its_overrides_and_the_others_do_not() -> None:

@@ -49,7 +49,11 @@ def test_decisions_made_on_the_page_are_in_the_ledger(tmp_path: Path) -> None:
     desk.decide(2, "edit", "A better line.", id=waiting[2].id)
     done.set()
     served.join(20)
-    assert said[-1] == f"3 of {len(waiting)} rows decided by ann"
+    assert said[-2] == f"3 of {len(waiting)} rows decided by ann"
+    assert said[-1].startswith("1 new texts wait for the filters; `nexus-ray synthesize` judges them")
+    assert "A better line." not in [row.text for row in ledger.rows("accepted")]
+    with ledger.committer(Duplicates()) as committer:
+        committer.fold_decisions()
     texts = [row.text for row in ledger.rows("accepted")]
     assert waiting[0].text in texts and "A better line." in texts
     assert waiting[1].id in {row.id for row in ledger.rows("rejected")}

@@ -104,6 +104,7 @@ def test_a_repeated_decision_is_one_and_a_changed_mind_is_taken_back_first(desk:
         ({"action": "delete"}, 400),
         ({"action": "edit", "text": " \n"}, 400),
         ({"action": "edit", "text": None}, 400),
+        ({"action": "override", "text": None}, 400),
         ({"action": "edit", "text": "\ud800"}, 400),
         ({"action": "edit", "text": "x" * 1_000_001}, 400),
         ({"action": "accept", "id": "r1"}, 409),

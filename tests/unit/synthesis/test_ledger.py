@@ -244,7 +244,7 @@ def flagged(folder: Storage) -> tuple[Ledger, list[PartRow]]:
 def test_decisions_become_parts_of_their_own(folder: Storage) -> None:
     ledger, rows = flagged(folder)
     before = ledger.manifest()
-    with ledger.review() as review, ledger.committer() as committer:
+    with ledger.review() as review, ledger.committer(Duplicates()) as committer:
         review.decide(rows[2].id, "accept", who="ann")
         review.decide(rows[0].id, "reject", who="ann")
         review.decide(rows[1].id, "edit", who="bob", text="better")
@@ -276,7 +276,7 @@ def test_when_is_in_the_log_alone(folder: Storage, tmp_path: Path, monkeypatch: 
         for row in chosen:
             with place.review() as review:
                 review.decide(row.id, "edit", who="ann", text="x" + row.text)
-        with place.committer() as committer:
+        with place.committer(Duplicates()) as committer:
             committer.fold_decisions()
         lines = (place.folder.local_path / "decisions.jsonl").read_text()
         assert lines.count('"when":"20') == 3
@@ -287,9 +287,10 @@ def test_when_is_in_the_log_alone(folder: Storage, tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("action", "text", "message"),
     [
-        ("praise", None, "is none of accept, reject, edit, undo"),
-        ("edit", " ", "an edit, and nothing else, brings a text"),
-        ("accept", "x", "an edit, and nothing else, brings a text"),
+        ("praise", None, "is none of accept, reject, edit, override, undo"),
+        ("edit", " ", "edit and override, and nothing else, bring a text"),
+        ("override", None, "edit and override, and nothing else, bring a text"),
+        ("accept", "x", "edit and override, and nothing else, bring a text"),
         ("edit", "\ud800", "half a surrogate pair"),
     ],
 )

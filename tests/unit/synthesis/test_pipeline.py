@@ -10,16 +10,20 @@ import pytest
 
 import nexus_ray
 from nexus_ray.config.generators import OpenAIGenerator
-from nexus_ray.errors import ConfigError
+from nexus_ray.errors import ConfigError, SynthesisError
 from nexus_ray.storage import Storage
 from nexus_ray.synthesis.generators.remote import RemoteTeacher, remote_teacher
 from nexus_ray.synthesis.ledger import Ledger
 from nexus_ray.synthesis.rows import Answer, Prompt, Request, Row, Verdict
 from nexus_ray.synthesis.setup import AnswerJudge, PlanOrder, needed_domains, open_job
+from nexus_ray.synthesis.validators.calibration import calibrations
+from nexus_ray.synthesis.validators.judge import RefusedQuestionError
 from nexus_ray.synthesis.worker import Asker, work_shard
 from tests.fault_server import FaultServer, Rule
 from tests.jobs import job_config
+from tests.unit.synthesis.validators.test_judge import RUBRICS, perfect
 
+STORIES = {"rubric": str(RUBRICS / "stories.yaml"), "golden": str(RUBRICS / "stories.jsonl")}
 PROMPTS = ["Tell me of rain.", "Tell me of snow.", "Tell me of wind."]
 
 
@@ -104,8 +108,38 @@ def test_questions_of_a_judge_go_through_one_loop_from_several_threads(server: F
         replies = list(pool.map(asker, [f"Is {number} even?" for number in range(16)]))
     assert all(replies) and len(set(replies)) == 16 and max(call.in_flight for call in server.calls) > 1
     server.rules = [Rule("400")]
-    assert asker("Is this a question?") == ""
+    with pytest.raises(RefusedQuestionError, match="refuses the question: http 400"):
+        asker("Is this a question?")
+    server.rules = [Rule("500")]
+    with pytest.raises(SynthesisError, match=r"no reply \(http 500.*\); what was answered is kept"):
+        asker("Is this one?")
     asker.close()
+
+
+def test_an_outage_of_the_judge_leaves_answers_to_be_judged_later(tmp_path: Path, server: FaultServer) -> None:
+    judge = {"kind": "openai", "model": "j", "base_url": f"{server.url}/v1"}
+    spec = open_job(
+        job_config(tmp_path, server.url, prompts=2, judge=judge, validators=[{"kind": "judge", **STORIES}]),
+        "sentences",
+        {},
+    )
+    ledger = Ledger(spec.ledger, spec.job)
+    ledger.plan(spec.requests(), shard_requests=4)
+    assert AnswerJudge(spec, perfect) is not None and len(calibrations(spec.ledger)) == 1
+
+    def outage(prompt: str) -> str:
+        raise SynthesisError("the judging model gave no reply")
+
+    with ledger.write(0) as log, pytest.raises(SynthesisError, match="gave no reply"):
+        work_shard(log, teacher(server), AnswerJudge(spec, outage), threads=1)
+    with ledger.write(0) as log:
+        answered = len(log.state.answers)
+        assert answered and not log.state.rows, "no verdict was written"
+        work_shard(log, teacher(server), AnswerJudge(spec, lambda prompt: "Fine.\nVERDICT: YES"), threads=1)
+        assert log.is_complete
+    with ledger.committer(PlanOrder(spec)) as committer:
+        committer.commit()
+    assert ledger.stats().accepted > 20 and ledger.stats().flagged == 0
 
 
 def test_another_recipe_names_the_fault_and_the_way_out(tmp_path: Path, server: FaultServer) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nexus_ray.config.filters import ContaminationFilter
-from nexus_ray.synthesis.filters.contamination import Contamination, HeldOut, overlap
+from nexus_ray.synthesis.filters.contamination import Contamination, HeldOut, overlap, overlap_table
 from nexus_ray.synthesis.filters.hash_table import HashTable
 from nexus_ray.synthesis.filters.text import word_hashes
 from tests.unit.synthesis.filters.samples import ESSAY, STORY, random_words
@@ -73,7 +73,7 @@ def test_clean(text: str) -> None:
 
 
 def test_too_short_items_are_counted() -> None:
-    assert HELD_OUT.ignored == 1 and HELD_OUT.names == ["essay", "question", "short"]
+    assert HELD_OUT.ignored.total() == 1 and HELD_OUT.names == ["essay", "question", "short"]
     assert Contamination(HeldOut([])).judge(STORY).outcome == "pass"
 
 
@@ -113,6 +113,17 @@ def test_the_other_direction() -> None:
         "essay": ["r2", "r3"],
         "question": ["r3"],
     }
+
+
+def test_the_table_counts_items_of_each_set_and_the_rows_that_touch_them() -> None:
+    items = [("books/a1", ESSAY), ("books/b2", QUESTION), ("gsm8k: test.jsonl, line 3, question", SHORT)]
+    items += [("gsm8k: test.jsonl, line 4, question", "too short")]
+    rows = [("r1", STORY), ("r2", f"{STORY} {PASSAGE}"), ("r3", lightly(PASSAGE, 8))]
+    assert overlap_table(items, rows) == [
+        {"unseen": "books", "items": 2, "too_short": 0, "touched": 1, "touched_share": 0.5, "rows": 2},
+        {"unseen": "gsm8k", "items": 1, "too_short": 1, "touched": 0, "touched_share": 0.0, "rows": 0},
+    ]
+    assert overlap_table([], rows) == []
 
 
 def test_every_item_is_named() -> None:

@@ -144,22 +144,3 @@ def test_threshold_is_inclusive() -> None:
     at = Near(NearFilter(jaccard=5 / 7))
     at.remember(first)
     assert at.judge(other).outcome == "reject"
-
-
-def test_memory_is_taken_up() -> None:
-    near, exact = Near(), Exact()
-    texts = [" ".join(random_words(seed, size)) for seed, size in enumerate((3, 30, 45, 200, 200))]
-    for number, text in enumerate(texts):
-        near.remember(row(text, item=number))
-        exact.remember(text)
-    restored, other = Near(), Exact()
-    restored.remember("something that is forgotten")
-    restored.restore(near.state())
-    other.restore(exact.state())
-    probes = [*texts, *(" ".join(edited(words_of(text), 1, 5)) for text in texts), ESSAY]
-    assert [restored.judge(text) for text in probes] == [near.judge(text) for text in probes]
-    assert [other.judge(text) for text in probes] == [exact.judge(text) for text in probes]
-    assert len(restored) == 5 and len(other) == 5
-    empty = Near()
-    empty.restore(Near().state())
-    assert len(empty) == 0 and empty.judge(ESSAY).outcome == "pass"

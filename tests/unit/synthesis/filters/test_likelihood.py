@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from nexus_ray.config.filters import FiltersConfig, PerplexityFilter, PriorFilter
+from nexus_ray.config.filters import FiltersConfig, PerplexityFilter, PriorFilter, SafetyFilter
 from nexus_ray.errors import ConfigError, DataError
 from nexus_ray.storage import Storage
 from nexus_ray.synthesis.filters import QualityFilter, build_chain
@@ -288,7 +288,9 @@ def test_place_in_the_chain(tmp_path: Path, prior: Anchor, perplexity: Anchor, s
             "perplexity": {"reference": f"{tmp_path}/perplexity.json"},
         }
     )
-    chain = build_chain(config, scorer=scorer, classifier=lambda text: 0.0)
+    asking = {"max_classifier": 0.5, "classifier": {"model": "m", "unsafe": ["toxic"]}}
+    safe = config.model_copy(update={"safety": SafetyFilter.model_validate(asking)})
+    chain = build_chain(safe, scorer=scorer, classifier=lambda texts: [0.0] * len(texts))
     assert chain.cheap[-1].name == "prior" and [some.name for some in chain.costly] == [
         "safety_classifier",
         "perplexity",

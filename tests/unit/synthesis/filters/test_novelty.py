@@ -60,15 +60,22 @@ PAIRS = [
 
 @pytest.mark.parametrize(("first", "other", "outcome"), PAIRS)
 def test_novelty(first: str, other: str, outcome: str) -> None:
-    novelty = Novelty(pool=[first])
+    novelty = Novelty()
+    novelty.remember(first)
     assert novelty.judge(other).outcome == outcome
-    taken_up = Novelty()
-    taken_up.restore(novelty.state())
-    assert taken_up.judge(other) == novelty.judge(other)
+
+
+def test_what_a_prompt_showed_is_no_news_and_the_reason_says_so() -> None:
+    novelty = Novelty()
+    novelty.show(STORY)
+    novelty.remember(ESSAY)
+    assert novelty.judge(STORY.replace("small", "young")).reason == "novelty: close to a text of the prompts"
+    assert novelty.judge(ESSAY).reason == "novelty: close to an accepted row"
 
 
 def test_only_the_beginning_is_looked_at() -> None:
-    novelty = Novelty(NoveltyFilter(max_words=5), pool=["a b c d e f g h"])
+    novelty = Novelty(NoveltyFilter(max_words=5))
+    novelty.remember("a b c d e f g h")
     assert novelty.judge("a b c d e v w x y z").outcome == "reject"
 
 
@@ -112,10 +119,8 @@ def test_diversity_window() -> None:
     for text in ("a b c d e", "f g h i j", "k l m n o"):
         diversity.remember(text)
     assert diversity.measure("a b c d e") == 1.0 and diversity.measure("f g h i j") == 0.0
-    taken_up = Diversity(DiversityFilter(window=2))
-    taken_up.restore(diversity.state())
-    taken_up.remember("p q r s t")
-    assert taken_up.measure("f g h i j") == 1.0 and taken_up.measure("k l m n o") == 0.0
+    diversity.remember("p q r s t")
+    assert diversity.measure("f g h i j") == 1.0 and diversity.measure("k l m n o") == 0.0
     twice = Diversity(DiversityFilter(window=2))
     for text in ("a b c d e", "a b c d x", "k l m n o"):
         twice.remember(text)

@@ -57,8 +57,10 @@ def test_config() -> None:
 
 
 def test_classifier() -> None:
-    classifier = SafetyClassifier(lambda text: len(text) / 10, SafetyFilter(max_classifier=0.5))
+    classifier = SafetyClassifier(lambda texts: [len(text) / 10 for text in texts], 0.5)
     assert classifier.judge("abcde").outcome == "pass"
     assert classifier.judge("abcdef").reason == "safety_classifier: harmful"
     assert classifier.judge("abcdef").scores == {"safety.classifier": 0.6}
-    assert SafetyClassifier(lambda text: math.nan).judge("a").outcome == "reject"
+    assert SafetyClassifier(lambda texts: [math.nan], 0.5).judge("a").reason == "safety_classifier: no finite score"
+    flagging = SafetyClassifier(lambda texts: [1.0] * len(texts), 0.5, action="flag")
+    assert [one.outcome for one in flagging.judge_many(["a", "b"])] == ["flag", "flag"]

@@ -1,4 +1,4 @@
-"""The judge: it is measured before it decides, and every way of being a bad judge is found.
+"""The judge: it is measured before it decides, once per job, and every way of being a bad judge is found.
 
 The judges here are functions that know the labels, and spoil their answers in one way each.
 """
@@ -6,17 +6,23 @@ The judges here are functions that know the labels, and spoil their answers in o
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nexus_ray.config.validators import JudgeConfig
-from nexus_ray.errors import ConfigError, SynthesisError
+from nexus_ray.errors import ConfigError, DataError, SynthesisError
+from nexus_ray.storage import Storage
 from nexus_ray.synthesis.rows import Message, Prompt, Row
+from nexus_ray.synthesis.validators.calibration import FILE, Calibration, Record, calibrations
 from nexus_ray.synthesis.validators.grounded import Grounded
-from nexus_ray.synthesis.validators.judge import PADDING, Calibration, Judge, trusted_judge
+from nexus_ray.synthesis.validators.judge import PADDING, Judge, RefusedQuestionError, load_measure, trusted_judge
 from nexus_ray.synthesis.validators.rubric import (
     Item,
     ask_for_grade,
@@ -26,9 +32,16 @@ from nexus_ray.synthesis.validators.rubric import (
     read_preference,
 )
 
+RUBRICS = Path(__file__).resolve().parents[4] / "configs/prompts/rubrics"
+STORIES = JudgeConfig(rubric=str(RUBRICS / "stories.yaml"), golden=str(RUBRICS / "stories.jsonl"))
 RUBRIC = load_rubric("faithful")
 GOLDEN = load_golden("default")
-LABELS = {item.answer: item.accept for item in GOLDEN} | {one.answer: one.verdict == "YES" for one in RUBRIC.examples}
+LABELS = {
+    item.answer: item.accept if hasattr(item, "accept") else item.verdict == "YES"
+    for config in (JudgeConfig(), STORIES)
+    for part in (load_rubric(config.rubric).examples, load_golden(config.golden))
+    for item in part
+}
 _BLOCK = re.compile(r"\[(SOURCE|QUESTION|ANSWER(?: [12])?) (\w+)\]\n(.*?)\n\[END \2\]", re.DOTALL)
 
 
@@ -107,6 +120,33 @@ def test_a_good_judge_is_trusted_and_decides() -> None:
 def test_bad_judges_are_refused_with_the_reason(ask: Callable[[str], str], fault: str) -> None:
     with pytest.raises(SynthesisError, match=fault):
         trusted_judge(JudgeConfig(), ask)
+
+
+def test_a_judge_of_stories_needs_no_source() -> None:
+    """Nothing in its prompts speaks of one, and rows without one get a verdict."""
+    asked: list[str] = []
+
+    def ask(prompt: str) -> str:
+        asked.append(prompt)
+        return perfect(prompt)
+
+    judge = trusted_judge(STORIES, ask)
+    golden = load_golden(STORIES.golden)
+    assert judge.calibration is not None and judge.calibration.pairs == 12 and judge.calibration.precision == 1.0
+    assert not any("SOURCE" in prompt or "source" in prompt.split("Is the answer")[0] for prompt in asked)
+    for item, outcome in ((golden[0], "pass"), (golden[1], "reject")):
+        assert judge.validate(Row(item.answer, "r", 0, Prompt(item.question))).outcome == outcome
+        assert judge.validate(Row(item.answer, "r", 0, Prompt(item.question, source="x"))).outcome == outcome
+    assert item.question in asked[-1] and "[SOURCE" not in asked[-1]
+
+
+@pytest.mark.parametrize(
+    ("ask", "fault"),
+    [(accepts_all, "precision 0.50"), (rejects_all, "recall 0.00"), (prefers_first, "order_swaps 1.00")],
+)
+def test_bad_judges_of_stories_are_refused(ask: Callable[[str], str], fault: str) -> None:
+    with pytest.raises(SynthesisError, match=fault):
+        trusted_judge(STORIES, ask)
 
 
 def test_an_unmeasured_or_failed_judge_does_not_decide() -> None:
@@ -226,7 +266,154 @@ def test_faulty_rubrics_and_golden_sets_are_refused(tmp_path: Path) -> None:
         Judge(JudgeConfig(golden=str(file)), perfect)
 
 
-def test_figures_of_nothing_are_faults() -> None:
-    nothing = float("nan")
-    shown = Calibration(nothing, nothing, 0.0, 0.5, 0.5, 0.0, nothing, nothing, ())
-    assert len(shown.faults(JudgeConfig())) == 2
+GOOD = Calibration(14, 14, 1.0, 0.785, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, ())
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (
+            {"precision": math.nan, "precision_low": math.nan, "accepted": 0},
+            "precision cannot be measured: no golden item",
+        ),
+        ({"order_swaps": math.nan, "pairs": 0}, "order_swaps cannot be measured: the golden set has no such pair; add"),
+        ({"order_swaps": math.nan}, "order_swaps cannot be measured: no reply to its pairs can be read"),
+        ({"length_swaps": math.nan}, "length_swaps cannot be measured: no golden item is rejected"),
+        ({"precision_low": 0.64}, "precision_low 0.64 is below min_precision_low=0.65: the 14 golden items"),
+    ],
+)
+def test_figures_of_nothing_or_of_too_little_are_faults(change: dict[str, Any], fault: str) -> None:
+    assert GOOD.faults(JudgeConfig()) == []
+    (found,) = replace(GOOD, **change).faults(JudgeConfig())
+    assert found.startswith(fault)
+
+
+def test_a_golden_set_that_cannot_show_enough_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    def never(prompt: str) -> str:
+        raise AssertionError("asked")
+
+    file = tmp_path / "golden.jsonl"
+    pair = [item.model_dump() for item in GOLDEN[:2]]
+    apart = [item.model_dump() for item in GOLDEN if item.accept] + [
+        {"source": "s", "question": "q", "answer": "a", "accept": False}
+    ]
+    for lines, match in (
+        (
+            pair,
+            r"1 items to accept promise a precision of 0.21 at best, below min_precision_low=0.65; give it 8 or more",
+        ),
+        (apart, "no question has both an answer to accept and one to reject, so that order_swaps cannot be measured"),
+        (
+            [{"question": "q", "answer": "a", "accept": True}, pair[1]],
+            "1 items do not fit rubric=faithful, which needs",
+        ),
+    ):
+        file.write_text("\n".join(map(json.dumps, lines)))
+        with pytest.raises(ConfigError, match=match):
+            Judge(JudgeConfig(golden=str(file)), never)
+    file.write_text("\n".join(json.dumps(item.model_dump()) for item in GOLDEN[:16]))
+    assert trusted_judge(JudgeConfig(golden=str(file)), perfect).calibration is not None
+    with pytest.raises(ConfigError, match=r"28 items do not fit .* judges answers without a source; name a golden set"):
+        load_measure(STORIES.model_copy(update={"golden": "default"}))
+    with pytest.raises(ConfigError, match=r"rubric='faitful' is no rubric of the package \(faithful\)"):
+        load_measure(JudgeConfig(rubric="faitful"))
+
+
+# --- measured once -----------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """A judging model, and how often it is asked."""
+
+    def __init__(self, ask: Callable[[str], str] = perfect) -> None:
+        self.ask, self.calls = ask, 0
+
+    def __call__(self, prompt: str) -> str:
+        self.calls += 1
+        return self.ask(prompt)
+
+
+def test_a_judge_is_measured_once_per_job_and_what_it_showed_can_be_read(tmp_path: Path) -> None:
+    record = Record(Storage(str(tmp_path)), "model-1")
+    assert calibrations(record.folder) == []
+    first, second = Counted(), Counted()
+    measured = trusted_judge(JudgeConfig(), first, record=record)
+    again = trusted_judge(JudgeConfig(), second, record=record)
+    assert first.calls > 80 and second.calls == 0 and again.calibration == measured.calibration
+    (entry,) = calibrations(record.folder)
+    assert (entry["revision"], entry["precision"], entry["wrong_examples"]) == ("model-1", 1.0, [])
+    trusted_judge(STORIES, second, record=record)
+    assert second.calls > 60, "another rubric is another measurement"
+    third = Counted()
+    trusted_judge(JudgeConfig(), third, record=Record(record.folder, "model-2"))
+    assert third.calls == first.calls, "so is another model"
+    assert len(calibrations(record.folder)) == 3
+
+
+def test_of_several_workers_one_measures(tmp_path: Path) -> None:
+    asks = [Counted() for _ in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        judges = list(
+            pool.map(lambda ask: trusted_judge(JudgeConfig(), ask, record=Record(Storage(str(tmp_path)), "m")), asks)
+        )
+    assert sum(ask.calls > 0 for ask in asks) == 1
+    assert len({judge.calibration for judge in judges}) == 1
+
+
+def test_a_judge_that_failed_is_not_paid_for_again(tmp_path: Path) -> None:
+    record = Record(Storage(str(tmp_path)), "m")
+    for ask, called in ((rejects_all, True), (perfect, False)):
+        counted = Counted(ask)
+        with pytest.raises(SynthesisError, match=r"precision cannot be measured.*judge\.json; delete that"):
+            trusted_judge(JudgeConfig(), counted, record=record)
+        assert (counted.calls > 0) == called
+    assert calibrations(record.folder)[0]["precision"] is None, "no number is null, not NaN"
+
+
+def test_a_damaged_record_says_so(tmp_path: Path) -> None:
+    record = Record(Storage(str(tmp_path)), "m")
+    trusted_judge(JudgeConfig(), perfect, record=record)
+    whole = json.loads((tmp_path / FILE).read_text())
+    for text in ("{", json.dumps({**whole, "format": 9}), "[]", json.dumps({"format": 1, "judges": [{}]})):
+        (tmp_path / FILE).write_text(text)
+        if "{}" in text:
+            assert trusted_judge(JudgeConfig(), perfect, record=record).calibration is not None
+            continue
+        with pytest.raises(DataError, match=r"judge\.json cannot be used .*; delete it"):
+            trusted_judge(JudgeConfig(), perfect, record=record)
+    del whole["judges"][0]["recall"]
+    (tmp_path / FILE).write_text(json.dumps(whole))
+    with pytest.raises(DataError, match="KeyError: 'recall'"):
+        trusted_judge(JudgeConfig(), perfect, record=record)
+
+
+# --- no reply ----------------------------------------------------------------------------------------------------
+
+
+def outage(prompt: str) -> str:
+    raise SynthesisError("no reply")
+
+
+def test_an_outage_is_no_verdict_and_no_measurement(tmp_path: Path) -> None:
+    record = Record(Storage(str(tmp_path)), "m")
+    with pytest.raises(SynthesisError, match="no reply"):
+        trusted_judge(JudgeConfig(), outage, record=record)
+    assert calibrations(record.folder) == []
+    trusted_judge(JudgeConfig(), perfect, record=record)
+    judge = trusted_judge(JudgeConfig(), outage, record=record)
+    with pytest.raises(SynthesisError, match="no reply"):
+        judge.validate(Row("x", "r", 0, Prompt("Ask.", source="y")))
+
+
+def test_a_refused_question_is_for_a_person_to_decide(tmp_path: Path) -> None:
+    record = Record(Storage(str(tmp_path)), "m")
+    trusted_judge(JudgeConfig(), perfect, record=record)
+
+    def refuses(prompt: str) -> str:
+        raise RefusedQuestionError("the judging model refuses the question: http 400")
+
+    verdict = trusted_judge(JudgeConfig(), refuses, record=record).validate(
+        Row("x", "r", 0, Prompt("Ask.", source="y"))
+    )
+    assert (verdict.outcome, verdict.reason) == ("flag", "judge: the judging model refuses the question: http 400")
+    assert Judge(JudgeConfig(), refuses).calibrate().unparsed == 1.0
