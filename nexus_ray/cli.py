@@ -341,7 +341,7 @@ def build_parser() -> argparse.ArgumentParser:
                 command.add_argument("--who", help="name that stands with the decisions; default: the user's")
                 command.add_argument("--port", type=int, default=0, help="port on this machine; default: any free one")
             if name == "lineage":
-                command.add_argument("what", metavar="WHAT", help="id of a row, or name of a stage")
+                command.add_argument("what", metavar="WHAT", help="id of a row or of a document, or name of a stage")
                 command.add_argument("--out", type=Path, help="write all of it as JSON lines to this file")
             if name == "tune":
                 command.add_argument("--retry", action="store_true", help="run failed trials again")

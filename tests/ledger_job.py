@@ -107,35 +107,42 @@ def decide_all(ledger: Ledger) -> None:
             review.decide(row.id, action, who="a", text=text)
 
 
-def phase(ledger: Ledger, prompts: int, rng: random.Random, asked: Asked) -> None:
+def phase(ledger: Ledger, prompts: int, rng: random.Random, asked: Asked, target: int | None = None) -> None:
     ledger.plan(requests(prompts), shard_requests=SHARD_REQUESTS)
     with ledger.committer(Duplicates()) as committer:
+        committer.commit(target=target)
         shards = list(ledger.open_shards())
         for shard in rng.sample(shards, len(shards)):
+            if committer.reached(target):
+                break
             with ledger.write(shard) as log:
                 work(log, rng, asked)
-            committer.commit()
+            committer.commit(target=target)
         finish(ledger, committer)
 
 
 def finish(ledger: Ledger, committer: Committer) -> None:
-    committer.commit()
     decide_all(ledger)
     committer.fold_decisions()
 
 
-def run_job(folder: Storage, seed: int, asked: Asked, prompts: Sequence[int] = (2, 4)) -> Ledger:
-    """The whole job or what is left of it: some prompts, people's decisions, all prompts, more decisions."""
+def run_job(
+    folder: Storage, seed: int, asked: Asked, prompts: Sequence[int] = (2, 4), target: int | None = None
+) -> Ledger:
+    """The whole job or what is left of it: some prompts, people's decisions, all prompts, more decisions; each time
+    until `target` rows are accepted."""
     rng = random.Random(seed)
     ledger = Ledger(folder, JOB)
     names = {entry.name for entry in ledger.manifest().entries}
     for round, count in enumerate(prompts):
         if f"decided-{round:05d}" not in names:
-            phase(ledger, count, rng, asked)
+            phase(ledger, count, rng, asked, target)
     return ledger
 
 
-def run_recorded(folder: str, record: str, seed: int, prompts: Sequence[int], pause_s: float) -> None:
+def run_recorded(
+    folder: str, record: str, seed: int, prompts: Sequence[int], pause_s: float, target: int | None
+) -> None:
     """`run_job`; each question is on record before the teacher thinks about it, for `pause_s` on average."""
     descriptor = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     rng = random.Random(seed)
@@ -144,7 +151,7 @@ def run_recorded(folder: str, record: str, seed: int, prompts: Sequence[int], pa
         os.write(descriptor, f"{id}\n".encode())
         time.sleep(rng.uniform(0, 2 * pause_s))
 
-    run_job(Storage(folder), seed, ask, prompts)
+    run_job(Storage(folder), seed, ask, prompts, target)
 
 
 def determined(folder: Path) -> dict[str, bytes]:

@@ -146,8 +146,10 @@ def _goal(config: StudyConfig) -> Goal:
 
 
 def _settings(study: Study, point: Point) -> Mapping[str, Value]:
-    """Config values by path that turn the study's base run into a point's."""
+    """Config values by path that turn the study's base run into a point's; of a refused point, what it asks for."""
     own: dict[str, Any] = dict(study.space.settings(point))
+    if study.refusal(point) is not None:
+        return own
     config = study.config_of(point, study.config.seeds[0])
     if study.space.order(point):
         own["stages"] = study.space.apply(study.base, point)["stages"]

@@ -98,9 +98,19 @@ class Committer:
         self._is_open = False
         self._stack.close()
 
-    def commit(self) -> list[Entry]:
-        """Commit the shards that are complete, up to the first that is not."""
-        return list(iter(self.commit_next, None))
+    def commit(self, *, target: int | None = None) -> list[Entry]:
+        """Commit the shards that are complete, up to the first that is not, or to the one that reaches `target`.
+
+        Those behind it stay out, complete or not: which shards are committed must not depend on which ended first.
+        """
+        entries: list[Entry] = []
+        while not self.reached(target) and (entry := self.commit_next()) is not None:
+            entries.append(entry)
+        return entries
+
+    def reached(self, target: int | None) -> bool:
+        """Whether so many rows are accepted; never without a target."""
+        return target is not None and self.manifest.rows("accepted") >= target
 
     def commit_next(self) -> Entry | None:
         """Commit the next shard of the plan; None if it is not complete yet, or if there is none."""

@@ -106,8 +106,9 @@ def job_stats(folder: Storage, plan: Plan | None, manifest: Manifest, attempts: 
     """All figures, with those of shards under way. Reads the logs of these, one at a time."""
     stats = committed_stats(plan, manifest, committed_traffic(folder, plan, manifest, attempts))
     data = {item.name: getattr(stats, item.name) for item in fields(stats)}
+    begun = {f"log/{name.removesuffix('.jsonl')}" for name in folder.list("log")}
     for number in range(manifest.shards, len(plan.shards) if plan else 0):
-        if plan is None or not (folder.exists(f"{log_name(number)}.jsonl") or folder.exists(log_name(number))):
+        if plan is None or log_name(number) not in begun:
             continue
         ids = list(read_requests(folder, plan.shards[number]))
         state = read_state(folder, number)

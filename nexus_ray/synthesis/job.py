@@ -24,6 +24,7 @@ from nexus_ray.synthesis.crew import STOP_FILE, shard_outcomes, start_doors
 from nexus_ray.synthesis.diversity import measure_diversity
 from nexus_ray.synthesis.ledger import Ledger
 from nexus_ray.synthesis.setup import JobSpec, PlanOrder, needed_domains, open_job
+from nexus_ray.synthesis.validators.calibration import calibrations
 
 Say = Callable[[str], None]
 BUDGET_FILE = "budget.json"
@@ -42,6 +43,8 @@ class JobOutcome:
     """Requests, tokens, money and seconds per accepted row; None while there is none."""
     diversity: list[dict[str, Any]]
     """Rows of the table: accepted text beside as much of the anchor; empty without an anchor, or with too little."""
+    overlap: list[dict[str, Any]]
+    """How much of what must stay unseen the accepted rows hold, by held-out domain and benchmark."""
     stopped: str
     """Why it ended before its plan did; empty if it did not."""
 
@@ -76,9 +79,9 @@ class _Driver:
 
     def run(self) -> JobOutcome:
         with self.ledger.committer(PlanOrder(self.spec)) as committer, _asked_to_stop(self._stop):
-            committer.commit()
+            committer.commit(target=self.spec.config.target)
             committer.fold_decisions()
-            if not self._reached(committer):
+            if not committer.reached(self.spec.config.target):
                 self._work(committer)
             committer.fold_decisions()
         outcome = self._outcome()
@@ -100,15 +103,11 @@ class _Driver:
             if item is not None and item[1] is not None:
                 self.error = self.error or item[1]
                 self._stop(str(self.error))
-            committer.commit()
+            committer.commit(target=self.spec.config.target)
             self._look_after(doors, committer)
-            if not self.stopped and self._reached(committer):
+            if not self.stopped and committer.reached(self.spec.config.target):
                 self._stop("target")
         self._look_after(doors, committer, last=True)
-
-    def _reached(self, committer: Committer) -> bool:
-        target = self.spec.config.target
-        return target is not None and committer.manifest.rows("accepted") >= target
 
     def _stop(self, why: str) -> None:
         if not self.stopped:
@@ -159,6 +158,7 @@ class _Driver:
     def _outcome(self) -> JobOutcome:
         stats = self.ledger.stats()
         diversity = self._diversity()
+        overlap = self.spec.overlap((row.id, row.text) for row in self.ledger.rows())
         cost = self.costs.get("per_accepted")
         forecast = self.costs.get("forecast")
         summary = {
@@ -169,9 +169,11 @@ class _Driver:
             "forecast": asdict(forecast) if forecast is not None else None,
             "in_flight": self.costs.get("in_flight"),
             "diversity": diversity,
+            "overlap": overlap,
+            "judges": calibrations(self.spec.ledger),
         }
         self.spec.ledger.write_json(summary, SUMMARY_FILE)
-        return JobOutcome(self.ledger, stats, cost, diversity, self.stopped)
+        return JobOutcome(self.ledger, stats, cost, diversity, overlap, self.stopped)
 
     def _diversity(self) -> list[dict[str, Any]]:
         anchor = self.spec.config.anchor

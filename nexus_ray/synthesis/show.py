@@ -49,7 +49,7 @@ def show_plan(config: RunConfig, domain: str, console: Console | None = None) ->
 
 
 def show_outcome(domain: str, outcome: JobOutcome, console: Console | None = None) -> None:
-    """Print the funnel, what an accepted row cost, and diversity beside the anchor."""
+    """Print the funnel, what an accepted row cost, diversity beside the anchor, and unseen text that came in."""
     console = console or Console()
     stats = outcome.stats
     table = Table(title=f"{domain}: what became of it", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
@@ -67,14 +67,12 @@ def show_outcome(domain: str, outcome: JobOutcome, console: Console | None = Non
     if outcome.cost is not None:
         per = ", ".join(f"{value:,.3g} {name}" for name, value in outcome.cost.items())
         console.print(f"per accepted row: {per}")
-    if outcome.diversity:
-        names = list(outcome.diversity[0])
-        diversity = Table(title="diversity", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        for name in names:
-            diversity.add_column(name)
-        for line in outcome.diversity:
-            diversity.add_row(*(_cell(line[name]) for name in names))
-        console.print(diversity)
+    for title, lines in (("diversity", outcome.diversity), ("unseen text in accepted rows", outcome.overlap)):
+        if lines:
+            measured = Table(*lines[0], title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+            for line in lines:
+                measured.add_row(*map(_cell, line.values()))
+            console.print(measured)
     if outcome.stopped:
         console.print(f"stopped: {outcome.stopped}", highlight=False)
     if stats.flagged > stats.decided:

@@ -1,19 +1,23 @@
-"""What a worker does with a shard: ask what is pending, log what comes, judge it. Knows nothing of clusters.
+"""What a worker does with shards: ask what is pending, log what comes, judge it. Knows nothing of clusters.
 
-Calls stay in flight while answers are judged: the generator has a thread of its own, and judging has `judge_threads`.
+One stream of calls runs through all shards: the next one is opened once the requests of those open have all been drawn,
+so that no slot is empty while a shard ends. The generator has a thread of its own, and judging has `threads`.
 Invariant: an answer is in the log before it is judged; what is logged as sent has left, and nothing else has.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 from nexus_ray.errors import SynthesisError
-from nexus_ray.synthesis.generators.protocol import Generator, generate
+from nexus_ray.synthesis.generators.protocol import Generator, Line
 from nexus_ray.synthesis.rows import Answer, Failure, Prompt, Request, Sampling
 from nexus_ray.synthesis.setup import AnswerJudge
 from nexus_ray.synthesis.shard_log import ShardLog
@@ -23,78 +27,161 @@ ASK_TOKENS = 512
 """Tokens of a judging model's reply at most."""
 
 
-def work_shard(
-    log: ShardLog,
-    generator: Generator,
+def work_shards(
+    open_next: Callable[[], ShardLog | None],
+    line: Line,
     judge: AnswerJudge,
     *,
     threads: int = 1,
     stop: Callable[[], bool] = lambda: False,
+    ended: Callable[[int], None] = lambda shard: None,
 ) -> None:
-    """Bring a shard as far as it goes: to its end, or until `stop` says so, when what is in flight is awaited.
+    """Bring shards as far as they go: to their end, or until `stop` says so, when what is in flight is awaited.
 
-    Raises what the generator raises, with everything that had arrived in the log.
+    `open_next` gives the next shard's log, not entered yet, or None while there is none. It is asked, in the line's
+    thread too, whenever all requests are drawn: how many shards are open is up to it. `ended` is told, in any thread,
+    the number of each shard whose log is closed.
+
+    Raises what generator, judge and logs raise, with all logs closed and everything that arrived in them: nothing more
+    is asked then, and what is in flight is awaited, for it is paid. `ended` hears nothing of the shards then open.
     """
-    lock = threading.Lock()
-
-    def sent(ids: list[str]) -> None:
-        with lock:
-            log.sent(ids)
-
-    def judged(answer: Answer) -> None:
-        rows = judge.rows(log.requests[answer.request_id], answer)
-        with lock:
-            log.judged(answer.request_id, rows)
-
-    with _Judging(judged, threads) as judging:
-        for answer in log.unjudged():
-            judging.take(answer)
-        with lock:
-            pending = log.pending()
-        for item in generate(generator, _until(stop, pending), sent):
-            with lock:
-                log.failed(item) if isinstance(item, Failure) else log.answered(item)
-            if isinstance(item, Answer):
-                judging.take(item)
+    with _Work(open_next, judge, threads, stop, ended) as work:
+        while work.has_more():
+            for item in line.generate(work, work.sent):
+                work.take(item)
 
 
-def _until(stop: Callable[[], bool], requests: Mapping[str, Request]) -> Iterator[Request]:
-    for request in requests.values():
-        if stop():
-            return
-        yield request
+@dataclass(eq=False)
+class _OpenShard:
+    log: ShardLog
+    stack: contextlib.ExitStack
+    left: int
+    """Requests that are still to be asked, in flight, or not judged."""
 
 
-class _Judging:
-    """Judges answers in some threads, at most twice as many waiting; the first error is raised at the next `take`."""
+class _Work(Iterator[Request]):
+    """The open shards, and the requests to be asked as an iterator that may end and go on; one lock for all threads.
 
-    def __init__(self, judge: Callable[[Answer], None], threads: int) -> None:
+    The first error is kept: from then on no request is drawn and no answer judged, and the context's end raises it.
+    """
+
+    def __init__(
+        self,
+        open_next: Callable[[], ShardLog | None],
+        judge: AnswerJudge,
+        threads: int,
+        stop: Callable[[], bool],
+        ended: Callable[[int], None],
+    ) -> None:
+        self._open_next = open_next
         self._judge = judge
+        self._stop = stop
+        self._ended = ended
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="judge")
-        self._room = threading.Semaphore(3 * threads)
-        self._errors: list[BaseException] = []
+        self._lock = threading.Lock()
+        self._shards: list[_OpenShard] = []
+        self._shard_of: dict[str, _OpenShard] = {}
+        self._to_ask: deque[Request] = deque()
+        self._error: BaseException | None = None
 
-    def __enter__(self) -> _Judging:
+    def __enter__(self) -> _Work:
         return self
-
-    def take(self, answer: Answer) -> None:
-        self._room.acquire()
-        self._raise()
-        self._pool.submit(self._judge, answer).add_done_callback(self._done)
-
-    def _done(self, future: Future[None]) -> None:
-        self._room.release()
-        if (error := future.exception()) is not None:
-            self._errors.append(error)
-
-    def _raise(self) -> None:
-        if self._errors:
-            raise self._errors[0]
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._pool.shutdown(wait=True)
+        with contextlib.ExitStack() as stack:
+            for shard in self._shards:
+                stack.enter_context(shard.stack)
+        if kind is None and self._error is not None:
+            raise self._error
         if kind is None:
-            self._raise()
+            for shard in self._shards:
+                self._ended(shard.log.shard)
+
+    # --- requests, in the line's thread ------------------------------------------------------------------------------
+
+    def __next__(self) -> Request:
+        if not self.has_more():
+            raise StopIteration
+        return self._to_ask.popleft()
+
+    def has_more(self) -> bool:
+        """Whether there is something to ask; opens shards until there is."""
+        while self._error is None and not self._stop():
+            if self._to_ask:
+                return True
+            if not self._open():
+                return False
+        return False
+
+    def sent(self, ids: list[str]) -> None:
+        """`OnSent` of the generator."""
+        with self._lock:
+            groups: defaultdict[_OpenShard, list[str]] = defaultdict(list)
+            for id in ids:
+                groups[self._shard_of[id]].append(id)
+            for shard, some in groups.items():
+                shard.log.sent(some)
+
+    def _open(self) -> bool:
+        with self._kept(), self._lock:
+            log = self._open_next()
+            if log is None:
+                return False
+            stack = contextlib.ExitStack()
+            stack.enter_context(log)
+            pending, unjudged = log.pending(), log.unjudged()
+            shard = _OpenShard(log, stack, len(pending) + len(unjudged))
+            self._shards.append(shard)
+            self._shard_of.update(dict.fromkeys([*pending, *(answer.request_id for answer in unjudged)], shard))
+            self._to_ask.extend(pending.values())
+            self._close_if_done(shard)
+            for answer in unjudged:
+                self._pool.submit(self._judged, answer)
+            return True
+        return False
+
+    # --- what comes ---------------------------------------------------------------------------------------------------
+
+    def take(self, item: Answer | Failure) -> None:
+        """Log what has come; an answer goes on to be judged."""
+        with self._kept():
+            with self._lock:
+                log = self._shard_of[item.request_id].log
+                if isinstance(item, Failure):
+                    log.failed(item)
+                    self._done(item.request_id)
+                    return
+                log.answered(item)
+            self._pool.submit(self._judged, item)
+
+    def _judged(self, answer: Answer) -> None:
+        with self._kept():
+            if self._error is None:
+                log = self._shard_of[answer.request_id].log
+                rows = self._judge.rows(log.requests[answer.request_id], answer)
+                with self._lock:
+                    log.judged(answer.request_id, rows)
+                    self._done(answer.request_id)
+
+    def _done(self, id: str) -> None:
+        shard = self._shard_of.pop(id)
+        shard.left -= 1
+        self._close_if_done(shard)
+
+    def _close_if_done(self, shard: _OpenShard) -> None:
+        if not shard.left:
+            shard.stack.close()
+            self._shards.remove(shard)
+            self._ended(shard.log.shard)
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Keeps the block's error for the end: raised at once, it would cut off the calls in flight."""
+        try:
+            yield
+        except BaseException as error:
+            self._error = self._error or error
 
 
 class Asker:

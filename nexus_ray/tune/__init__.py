@@ -45,7 +45,7 @@ def run_study(
 
     Raises:
         ConfigError: the study file, a config or the cluster does not fit; nothing has started.
-        Interrupted: the study was asked to stop; the same command goes on.
+        Interrupted: the study was asked to stop, or lost a trial's process (TrialLost); the same command goes on.
     """
     study = load_study(path, overrides)
     config = study.config_of(None, study.config.seeds[0])
@@ -85,7 +85,7 @@ def _run(
 
     def mirror(statuses: Sequence[Status]) -> None:
         for trial in turns.trials() if tracker.active else ():
-            if trial.status in statuses:
+            if trial.status in statuses and (trial.reports or study.refusal(trial.point) is None):
                 if len(trial.reports) > before.get(trial.id, 0):  # what was written when it paused is out of date
                     study.folder.delete("wandb", "written", f"trial-{trial.id}")
                 own = study.config_of(trial.point, trial.seed)

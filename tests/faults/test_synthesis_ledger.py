@@ -26,6 +26,7 @@ from tests.ledger_job import CHILDREN, JOB, Resends, determined, logged, run_rec
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(280)]
 KILLS = 30
+TARGET, TARGET_KILLS = 19, 10
 PROMPTS = (4, 8)
 REQUESTS, ANSWERS = 16, 12
 """Every fourth prompt gets no answer."""
@@ -33,11 +34,11 @@ PAUSE_S = 0.005
 """What the teacher needs for an answer, on average."""
 
 
-def _start(*arguments: object) -> multiprocessing.process.BaseProcess:
+def _start(*arguments: object, target: int | None = None) -> multiprocessing.process.BaseProcess:
     """`run_recorded` in a process that holds nothing of this one, forked from one that has imported all it needs."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.ledger_job", "pandas"])  # pyarrow looks for pandas at its first conversion
-    process = context.Process(target=run_recorded, args=(*arguments, PROMPTS, PAUSE_S))
+    process = context.Process(target=run_recorded, args=(*arguments, PROMPTS, PAUSE_S, target))
     process.start()
     return process
 
@@ -46,7 +47,19 @@ def _asked(record: Path) -> list[str]:
     return record.read_text().split() if record.exists() else []
 
 
-def _one_job(place: Path, record: Path, rng: random.Random, life_s: float) -> tuple[int, int]:
+def _whole_job(folder: Path, target: int | None = None) -> tuple[dict[str, bytes], float]:
+    """What comes of a job that nobody kills, and for how long its processes may live if most are to be killed."""
+    for name in ("first", "whole"):  # the first one with imports
+        start = time.monotonic()
+        process = _start(str(folder / name), str(folder / "asked"), 0, target=target)
+        process.join()
+        life_s = 0.9 * (time.monotonic() - start)
+    return determined(folder / "whole"), life_s
+
+
+def _one_job(
+    place: Path, record: Path, rng: random.Random, life_s: float, target: int | None = None
+) -> tuple[int, int]:
     """Run a job in processes that are killed at random times until one reaches its end; returns how many were killed,
     and how many requests were sent again that a kill had left in flight. No process may ask for what was in the logs
     when it began."""
@@ -55,7 +68,7 @@ def _one_job(place: Path, record: Path, rng: random.Random, life_s: float) -> tu
     while True:
         answered, _ = logged(storage)
         resends, before = Resends(storage), len(_asked(record))
-        process = _start(str(place), str(record), rng.randrange(2**32))
+        process = _start(str(place), str(record), rng.randrange(2**32), target=target)
         process.join(rng.uniform(0.0, life_s))
         process.kill()
         process.join()
@@ -78,12 +91,7 @@ def test_a_killed_job_goes_on_as_if_nothing_had_happened(folder: Path) -> None:
     """Jobs whose every process is killed at some random time, and goes on in another order, until 30 kills are had:
     each ends with the bytes of the uninterrupted one. Requests are asked twice only if they were in flight at a kill,
     and those are the ones counted as resent."""
-    for name in ("first", "whole"):  # the first one with imports
-        start = time.monotonic()
-        process = _start(str(folder / name), str(folder / "asked"), 0)
-        process.join()
-        life_s = 0.9 * (time.monotonic() - start)
-    whole = determined(folder / "whole")
+    whole, life_s = _whole_job(folder)
     assert any(name.startswith("rejected/") for name in whole)
     rng, kills, resent, jobs = random.Random(), 0, 0, 0
     while kills < KILLS:
@@ -100,3 +108,16 @@ def test_a_killed_job_goes_on_as_if_nothing_had_happened(folder: Path) -> None:
         kills, resent = kills + killed, resent + again
     assert resent > 0, "no kill hit a request in flight"
     print(f"{kills} kills in {jobs} jobs, {resent} requests sent again")
+
+
+def test_a_killed_job_with_a_target_ends_with_the_same_shards(folder: Path) -> None:
+    """Which shards are complete at the target differs from job to job, and which are committed does not."""
+    whole, life_s = _whole_job(folder, TARGET)
+    rng, kills, jobs, complete = random.Random(), 0, 0, set()
+    while kills < TARGET_KILLS or len(complete) < 2:
+        place, record, jobs = folder / f"job{jobs}", folder / f"asked{jobs}", jobs + 1
+        kills += _one_job(place, record, rng, life_s, TARGET)[0]
+        assert determined(place) == whole
+        ledger = Ledger(Storage(str(place)), JOB)
+        complete.add(tuple(shard for shard in ledger.open_shards() if ledger.is_complete(shard)))
+    assert ledger.manifest().rows("accepted") >= TARGET and len(ledger.open_shards()) > 0

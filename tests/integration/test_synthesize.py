@@ -81,18 +81,23 @@ def test_one_bad_request_never_ends_a_job_and_a_dead_teacher_does(place: Path) -
         assert list(outcome.stats.traffic.failed_by.values()) == [1]
     with FaultServer(Rule("400", first=2), items=ITEMS) as server:
         with pytest.raises(SynthesisError, match="400"):
-            run(place, server, name="dead", prompts=60)
-        assert len(server.calls) < 120
+            run(place, server, name="dead", prompts=200)
+        assert len(server.calls) < 400
         server.rules.clear()
-        revived = run(place, server, name="dead", prompts=60)
-        assert revived.stats.answered + revived.stats.failed == 120 and revived.stats.failed < 60
+        revived = run(place, server, name="dead", prompts=200)
+        assert revived.stats.answered + revived.stats.failed == 400 and revived.stats.failed < 200
 
 
 def test_target_ends_a_job_and_a_higher_one_goes_on(place: Path) -> None:
-    with FaultServer(items=ITEMS, delay_s=0.05) as server:
-        some = run(place, server, name="target", prompts=40, target=30)
-        assert some.stopped == "target" and 30 <= some.stats.accepted < 40 * 2 * ITEMS
-        assert len(server.calls) < 80
+    with FaultServer(items=ITEMS, delay_s=0.5) as server:
+        some = run(place, server, name="target", prompts=400, target=30)
+        rows = accepted(some)
+        assert some.stopped == "target" and 30 <= len(rows) < 400
+        asked = len(server.calls)
+        assert asked < 400
+        more = run(place, server, name="target", prompts=400, target=len(rows) + 30)
+        assert accepted(more)[: len(rows)] == rows and len(rows) + 30 <= len(accepted(more))
+        assert more.stats.traffic.sent == len(server.calls) and more.stats.traffic.resent == 0
 
 
 def test_another_filter_is_another_job_and_takes_answers_over(place: Path) -> None:

@@ -137,11 +137,12 @@ class _Run:
             raise self._stop
 
     def _draw(self) -> None:
-        """Fill up the jobs that are ready: retries that are due first, then new requests."""
+        """Fill up the jobs that are ready: retries that are due first, then new requests, no more than there is room
+        for: what is drawn is sent, even if the caller stops."""
         now = asyncio.get_running_loop().time()
         while self._delayed and self._delayed[0][0] <= now:
             self._ready.appendleft(heapq.heappop(self._delayed)[2])
-        while len(self._ready) < self._config.throttle.max_in_flight and not self._stop:
+        while len(self._ready) + len(self._tasks) < self._config.throttle.max_in_flight and not self._stop:
             request = next(self._source, None)
             if request is None:
                 return

@@ -1,4 +1,4 @@
-"""The mission's pipeline over a real loopback teacher, and what a worker does with a shard, without a cluster."""
+"""The mission's pipeline over a real loopback teacher, and the judging model's line, without a cluster."""
 
 from __future__ import annotations
 
@@ -13,17 +13,13 @@ from nexus_ray.config.generators import OpenAIGenerator
 from nexus_ray.errors import ConfigError, SynthesisError
 from nexus_ray.storage import Storage
 from nexus_ray.synthesis.generators.remote import RemoteTeacher, remote_teacher
-from nexus_ray.synthesis.ledger import Ledger
-from nexus_ray.synthesis.rows import Answer, Prompt, Request, Row, Verdict
-from nexus_ray.synthesis.setup import AnswerJudge, PlanOrder, needed_domains, open_job
-from nexus_ray.synthesis.validators.calibration import calibrations
+from nexus_ray.synthesis.rows import Prompt, Row
+from nexus_ray.synthesis.setup import PlanOrder, needed_domains, open_job
 from nexus_ray.synthesis.validators.judge import RefusedQuestionError
-from nexus_ray.synthesis.worker import Asker, work_shard
+from nexus_ray.synthesis.worker import Asker
 from tests.fault_server import FaultServer, Rule
 from tests.jobs import job_config
-from tests.unit.synthesis.validators.test_judge import RUBRICS, perfect
 
-STORIES = {"rubric": str(RUBRICS / "stories.yaml"), "golden": str(RUBRICS / "stories.jsonl")}
 PROMPTS = ["Tell me of rain.", "Tell me of snow.", "Tell me of wind."]
 
 
@@ -55,42 +51,6 @@ def test_rejected_rows_and_failures_are_kept(server: FaultServer) -> None:
         pipeline.generate_batch(PROMPTS, num_candidates=0)
 
 
-def test_a_worker_judges_beside_the_calls_and_a_stop_leaves_the_rest(tmp_path: Path, server: FaultServer) -> None:
-    spec = open_job(job_config(tmp_path, server.url, prompts=6, shard_requests=12), "sentences", {})
-    ledger = Ledger(spec.ledger, spec.job)
-    ledger.plan(spec.requests(), shard_requests=12)
-    judge = AnswerJudge(spec)
-    with ledger.write(0) as log:
-        drawn = iter(range(100))
-        work_shard(log, teacher(server), judge, threads=3, stop=lambda: next(drawn) >= 5)
-        assert len(log.state.answers) == len(log.state.rows) == log.state.sent == 5
-        work_shard(log, teacher(server), judge, threads=3)
-        assert log.is_complete and log.state.sent == 12 and log.state.resent == 0
-    assert len(server.calls) == 12
-    with ledger.committer(PlanOrder(spec)) as committer:
-        assert len(committer.commit()) == 1
-    assert ledger.stats().accepted > 60
-
-
-def test_what_a_validator_raises_ends_the_shard_with_the_answers_kept(tmp_path: Path, server: FaultServer) -> None:
-    spec = open_job(job_config(tmp_path, server.url, prompts=2), "sentences", {})
-    ledger = Ledger(spec.ledger, spec.job)
-    ledger.plan(spec.requests(), shard_requests=4)
-
-    class Broken(AnswerJudge):
-        def rows(self, request: Request, answer: Answer) -> list[tuple[Row, Verdict]]:
-            raise RuntimeError("broken filter")
-
-    with ledger.write(0) as log, pytest.raises(RuntimeError, match="broken filter"):
-        work_shard(log, teacher(server), Broken(spec), threads=1)
-    with ledger.write(0) as log:
-        answered = len(log.state.answers)
-        assert answered and not log.state.rows
-        work_shard(log, teacher(server), AnswerJudge(spec), threads=1)
-        assert log.is_complete
-    assert max(server.answered().values()) == 1 or log.state.resent
-
-
 def test_agreement_is_settled_over_the_answers_to_one_prompt(tmp_path: Path, server: FaultServer) -> None:
     validators = [{"kind": "agreement", "min_answers": 2}]
     config = job_config(tmp_path, server.url, prompts=2, validators=validators, filters={"exact": None})
@@ -114,32 +74,6 @@ def test_questions_of_a_judge_go_through_one_loop_from_several_threads(server: F
     with pytest.raises(SynthesisError, match=r"no reply \(http 500.*\); what was answered is kept"):
         asker("Is this one?")
     asker.close()
-
-
-def test_an_outage_of_the_judge_leaves_answers_to_be_judged_later(tmp_path: Path, server: FaultServer) -> None:
-    judge = {"kind": "openai", "model": "j", "base_url": f"{server.url}/v1"}
-    spec = open_job(
-        job_config(tmp_path, server.url, prompts=2, judge=judge, validators=[{"kind": "judge", **STORIES}]),
-        "sentences",
-        {},
-    )
-    ledger = Ledger(spec.ledger, spec.job)
-    ledger.plan(spec.requests(), shard_requests=4)
-    assert AnswerJudge(spec, perfect) is not None and len(calibrations(spec.ledger)) == 1
-
-    def outage(prompt: str) -> str:
-        raise SynthesisError("the judging model gave no reply")
-
-    with ledger.write(0) as log, pytest.raises(SynthesisError, match="gave no reply"):
-        work_shard(log, teacher(server), AnswerJudge(spec, outage), threads=1)
-    with ledger.write(0) as log:
-        answered = len(log.state.answers)
-        assert answered and not log.state.rows, "no verdict was written"
-        work_shard(log, teacher(server), AnswerJudge(spec, lambda prompt: "Fine.\nVERDICT: YES"), threads=1)
-        assert log.is_complete
-    with ledger.committer(PlanOrder(spec)) as committer:
-        committer.commit()
-    assert ledger.stats().accepted > 20 and ledger.stats().flagged == 0
 
 
 def test_another_recipe_names_the_fault_and_the_way_out(tmp_path: Path, server: FaultServer) -> None:
