@@ -51,7 +51,7 @@ def _refuse_keys(field: str, values: Iterable[Any]) -> None:
 
 
 class ThrottleConfig(Section):
-    """How many requests are in flight at one endpoint, over the whole cluster: additive increase, multiplicative
+    """How many requests of a job are in flight at one endpoint, over all its workers: additive increase, multiplicative
     decrease (Chiu and Jain 1989). Defaults follow NeMo Data Designer's, the only public engine with such a control."""
 
     max_in_flight: int = Field(64, ge=1, le=4096)

@@ -51,7 +51,7 @@ class SynthesisConfig(ValidatorsConfig):
     borrow: list[str] = Field(default_factory=list)
     """Folders of other ledgers whose answers to the same requests are taken over, not paid again."""
     shard_requests: int = Field(256, ge=1)
-    """Requests of a shard, the unit of work and of commits."""
+    """Requests of a shard, the unit of work and of commits; behind the first 100 shards up to 16 times as many."""
     attempts: int = Field(3, ge=1)
     """Failures that may pass by themselves before a request is given up."""
     workers: int = Field(1, ge=1)

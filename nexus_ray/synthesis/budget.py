@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -56,6 +56,18 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Account:
+    """What a holder's calls have used, and what those in flight can use at most."""
+
+    spent: Usage = Usage()
+    reserved: Usage = Usage()
+
+    @property
+    def most(self) -> Usage:
+        return self.spent + self.reserved
+
+
+@dataclass(frozen=True)
 class Allowance:
     """How many of the calls asked for may be sent."""
 
@@ -89,6 +101,9 @@ def price_units(price: PriceConfig, prompt_tokens: int, completion_tokens: int) 
 class Budget:
     """Caps of one job for all its models and workers. `clock` gives seconds; `saved` is what `state` gave earlier.
 
+    Each holder of calls has an account, so that a budget that starts again while holders work on can be told exactly
+    where they are (`announce`). Until a holder speaks, its account counts as it was saved, calls in flight as used.
+
     Raises ConfigError if money is capped and one of `models` has no price; DataError if `saved` is no state.
     """
 
@@ -109,15 +124,19 @@ class Budget:
         self.config = config
         self._clock = clock
         self._started = clock()
-        self.spent, self._seconds = _restored(saved)
-        self._reserved: dict[str, Usage] = {}
+        self._settled, self._accounts, self._seconds = _restored(saved)
         self.overdrawn = Usage()
         """By how much servers billed more than had been reserved, summed."""
 
     @property
+    def spent(self) -> Usage:
+        """What calls have used, those of earlier sessions and of holders that are gone among them."""
+        return sum((account.spent for account in self._accounts.values()), self._settled)
+
+    @property
     def reserved(self) -> Usage:
         """What calls in flight can use at most."""
-        return sum(self._reserved.values(), Usage())
+        return sum((account.reserved for account in self._accounts.values()), Usage())
 
     @property
     def seconds(self) -> float:
@@ -141,29 +160,46 @@ class Budget:
             if blocked:
                 break
             taken, count = taken + usage, count + 1
-        self._reserved[holder] = self._reserved.get(holder, Usage()) + taken
+        account = self._accounts.get(holder, Account())
+        self._accounts[holder] = replace(account, reserved=account.reserved + taken)
         final = bool(blocked) and not any(self.reserved.values)
         return Allowance(count, blocked if final else "", _POLL_S if blocked else 0.0, left)
 
     def settle(self, reserved: Usage, used: Usage, holder: str = "") -> None:
         """Replace what was reserved for a call by what it used."""
-        self._reserved[holder] = self._reserved.get(holder, reserved) - reserved
-        self.spent += used
+        account = self._accounts.get(holder, Account(reserved=reserved))
+        self._accounts[holder] = Account(account.spent + used, account.reserved - reserved)
         self.overdrawn += Usage(*(max(0, u - r) for u, r in zip(used.values, reserved.values, strict=True)))
+
+    def announce(self, account: Account, holder: str) -> None:
+        """A holder tells where it is, in the place of what was saved of it."""
+        self._accounts[holder] = account
 
     def forget(self, holder: str) -> None:
         """A holder is gone: nobody knows what became of its calls, so they count as used."""
-        self.spent += self._reserved.pop(holder, Usage())
+        self._settled += self._accounts.pop(holder, Account()).most
 
     def state(self) -> dict[str, Any]:
-        """What a later session needs, JSON-able. Calls in flight count as used: after a crash nobody knows."""
-        return {**asdict(self.spent + self.reserved), "seconds": self.seconds}
+        """What a later session needs, JSON-able, and of each holder what this one needs if it starts again. Calls in
+        flight count as used: after a crash nobody knows."""
+        holders = {holder: asdict(account.most) for holder, account in self._accounts.items()}
+        return {**asdict(self.spent + self.reserved), "seconds": self.seconds, "holders": holders}
 
-    def forecast(self, done: int, planned: int) -> Forecast | None:
-        """Use of the whole job by that of its first `done` of `planned` requests; None before the first percent."""
-        if done < max(1, math.ceil(planned / 100)):
+    def forecast(
+        self, done: int, planned: int, *, borrowed: int = 0, accepted: int = 0, target: int | None = None
+    ) -> Forecast | None:
+        """Use of the whole job by that of its first `done` of `planned` requests; None before the first percent.
+
+        `borrowed` of those done came from another job and used nothing. With a `target` the job may end before its
+        plan does: as soon as `accepted` has grown to it, at the rate of rows per request so far.
+        """
+        paid = done - borrowed
+        if paid < max(1, math.ceil((planned - borrowed) / 100)):
             return None
-        factor = planned / done
+        left: float = planned - done
+        if target is not None and accepted:
+            left = min(left, max(0, target - accepted) * done / accepted)
+        factor = 1 + left / paid
         requests, tokens = (math.ceil(value * factor) for value in (self.spent.requests, self.spent.tokens))
         found = {"requests": requests, "tokens": tokens, "money": self.spent.money * factor}
         found["seconds"] = self.seconds * factor
@@ -198,14 +234,24 @@ def exhausted(cap: str) -> BudgetExhausted:
     )
 
 
-def _restored(saved: Mapping[str, Any] | None) -> tuple[Usage, float]:
+def _restored(saved: Mapping[str, Any] | None) -> tuple[Usage, dict[str, Account], float]:
+    """What belongs to no holder, the accounts of holders, and seconds."""
     if saved is None:
-        return Usage(), 0.0
+        return Usage(), {}, 0.0
     try:
-        counts = [saved[name] for name in ("requests", "prompt_tokens", "completion_tokens", "units")]
-        seconds = float(saved["seconds"])
-    except (KeyError, TypeError, ValueError) as error:
+        total, seconds = _counts(saved), float(saved["seconds"])
+        holders = {holder: Account(_counts(counts)) for holder, counts in saved.get("holders", {}).items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"the saved budget cannot be used ({error!r}); restore it from a backup of the job") from None
-    if not all(isinstance(value, int) and value >= 0 for value in counts) or not seconds >= 0.0:
+    settled = total - sum((account.spent for account in holders.values()), Usage())
+    counts = [value for usage in (settled, *(account.spent for account in holders.values())) for value in usage.values]
+    if not all(value >= 0 for value in counts) or not seconds >= 0.0:
         raise DataError("the saved budget holds what is no count; restore it from a backup of the job")
-    return Usage(*counts), seconds
+    return settled, holders, seconds
+
+
+def _counts(saved: Mapping[str, Any]) -> Usage:
+    counts = [saved[name] for name in ("requests", "prompt_tokens", "completion_tokens", "units")]
+    if not all(isinstance(value, int) for value in counts):
+        raise ValueError(f"{counts} are no counts")
+    return Usage(*counts)

@@ -6,33 +6,43 @@ and go on. Errors come back as values. A stop is a file beside the ledger, which
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
 import pickle
 import queue
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from nexus_ray.config.generators import BudgetConfig, LocalGenerator, ThrottleConfig
 from nexus_ray.config.synthesis import SynthesisConfig
-from nexus_ray.errors import NexusError
+from nexus_ray.errors import NexusError, SynthesisError
 from nexus_ray.storage import Storage
-from nexus_ray.synthesis.budget import Budget
+from nexus_ray.synthesis.budget import Account, Budget
 from nexus_ray.synthesis.generators.build import AnyGenerator, asks_gate, build_generator
-from nexus_ray.synthesis.generators.gate import LocalGate, Permit, Settled, Tokens
+from nexus_ray.synthesis.generators.gate import LocalGate, Permit, Settled, Tokens, account_after
 from nexus_ray.synthesis.generators.metered import Metered
 from nexus_ray.synthesis.generators.protocol import Generator, Line
 from nexus_ray.synthesis.ledger import Ledger
 from nexus_ray.synthesis.setup import AnswerJudge, JobSpec
 from nexus_ray.synthesis.shard_log import ShardLog
-from nexus_ray.synthesis.throttle import Throttle
+from nexus_ray.synthesis.throttle import Throttle, strictest
 from nexus_ray.synthesis.worker import Asker, work_shards
 
 STOP_FILE = ("control", "stop")
+BUDGET_FILE = "budget.json"
+SAVE_S = 1.0
+"""How old the saved budget may be while calls are made."""
+RETRY_S = 0.2
+"""When to ask an actor again that is not there."""
+DOWN_S = 120.0
+"""An actor that starts again has come back by then."""
 UNTHROTTLED = ThrottleConfig(max_in_flight=4096)
 """For models of this cluster, which take what they have room for."""
 MOST_SHARDS = 64
@@ -42,51 +52,170 @@ TICK_S = 1.0
 
 
 class Doors:
-    """The gates of a job's endpoints and its one budget; lives in an actor, or in the process of a local job."""
+    """The gates of a job's endpoints and its one budget; lives in an actor, or in the process of a local job.
 
-    def __init__(self, roles: Mapping[str, AnyGenerator], budget: BudgetConfig, saved: Any) -> None:
-        """`roles`: `generator` and, if there is one, `judge`. `saved`: what `state` gave earlier, or None."""
+    An endpoint, that is an address and a model, has one gate, whatever roles ask it; a model that a worker runs for
+    itself, in its process or behind a server of its own, has one for each worker and role. All of them are this job's:
+    another job at the same endpoint has its own, and only the server's refusals tell either of the other.
+
+    It may die and start again while its workers go on. The budget is saved in the job's folder each second, and each
+    worker tells, with the first exchange it has with the new one, what its calls have used and which are in flight.
+    Until it has, what was saved of it counts; throttles begin at their first limit.
+    """
+
+    def __init__(
+        self, roles: Mapping[str, AnyGenerator], budget: BudgetConfig, saved: Any, *, folder: Storage, session: str
+    ) -> None:
+        """`roles`: `generator` and, if there is one, `judge`. `saved`: what `state` of an earlier session gave, or
+        None. `session`: a name that no other run of the job has; state saved under it is this object's own."""
         models = {config.model for config in roles.values() if asks_gate(config)}
+        saved = _saved_by(folder, session) or saved
+        self._roles = roles
         self._budget = Budget(budget, models=models, clock=time.monotonic, saved=saved)
-        throttles = {role: getattr(config, "throttle", UNTHROTTLED) for role, config in roles.items()}
-        self._gates = {
-            role: LocalGate(Throttle(throttles[role], clock=time.monotonic), model=config.model, budget=self._budget)
-            for role, config in roles.items()
-        }
+        self._gates: dict[tuple[str, str], LocalGate] = {}
+        self._heard: set[str] = set()
+        """Names that have had an exchange with this object."""
+        self._folder = folder
+        self._session = session
+        self._saving = asyncio.Lock()
+        self._saved_at = time.monotonic()
 
-    async def exchange(self, role: str, settled: Sequence[Settled], wanted: Sequence[Tokens], holder: str) -> Permit:
-        return await self._gates[role].exchange(settled, wanted, holder)
+    async def exchange(
+        self, role: str, settled: Sequence[Settled], wanted: Sequence[Tokens], holder: str, account: Account
+    ) -> Permit:
+        """See `Gate`; `account`: what the holder knows from all exchanges that were answered before."""
+        gate, name = self._gate(role, holder), _name(role, holder)
+        if name not in self._heard:
+            self._heard.add(name)
+            gate.announce(account, name)
+        permit = await gate.exchange(settled, wanted, name)
+        if time.monotonic() - self._saved_at >= SAVE_S:
+            await self._save()
+        return permit
 
     async def forget(self, holder: str) -> None:
-        """A worker has started anew: what its former self held is free."""
-        for gate in self._gates.values():
-            gate.throttle.forget(holder)
-        self._budget.forget(holder)
+        """A worker has started anew: what its former self held is free. Safe when this returns, so that an account of
+        the new one is never taken for that of the former."""
+        for role in self._roles:
+            name = _name(role, holder)
+            self._gate(role, holder).forget(name)
+            self._heard.discard(name)
+            self._gates.pop((role, holder), None)
+        await self._save()
 
-    async def report(self, done: int, planned: int, accepted: int) -> dict[str, Any]:
-        """State of the budget (to be saved), forecast, cost of an accepted row, and limits of the throttles."""
-        forecast = self._budget.forecast(done, planned)
+    async def report(
+        self, done: int, planned: int, accepted: int, *, borrowed: int = 0, target: int | None = None
+    ) -> dict[str, Any]:
+        """State of the budget (saved by now), forecast, cost of an accepted row, and limits of the throttles."""
+        await self._save()
         return {
             "state": self._budget.state(),
-            "forecast": forecast,
+            "forecast": self._budget.forecast(done, planned, borrowed=borrowed, accepted=accepted, target=target),
             "per_accepted": self._budget.per_accepted(accepted),
-            "in_flight": {
-                role: {"limit": gate.throttle.limit, "lowest": gate.throttle.lowest, "now": gate.throttle.in_flight}
-                for role, gate in self._gates.items()
-            },
+            "in_flight": {role: _in_flight(self._gates_of(role)) for role in self._roles},
         }
+
+    def _gate(self, role: str, holder: str) -> LocalGate:
+        config, endpoint = self._roles[role], _endpoint(self._roles[role])
+        key = endpoint or (role, holder)
+        if key not in self._gates:
+            asking = [one for one in self._roles.values() if endpoint and _endpoint(one) == endpoint] or [config]
+            limits = strictest([getattr(one, "throttle", UNTHROTTLED) for one in asking])
+            throttle = Throttle(limits, clock=time.monotonic)
+            self._gates[key] = LocalGate(throttle, model=config.model, budget=self._budget)
+        return self._gates[key]
+
+    def _gates_of(self, role: str) -> list[LocalGate]:
+        endpoint = _endpoint(self._roles[role])
+        return [gate for key, gate in self._gates.items() if key == endpoint or key[0] == role]
+
+    async def _save(self) -> None:
+        async with self._saving:
+            self._saved_at = time.monotonic()
+            state = {**self._budget.state(), "session": self._session}
+            await asyncio.to_thread(self._folder.write_json, state, BUDGET_FILE)
+
+
+def _endpoint(config: AnyGenerator) -> tuple[str, str] | None:
+    """Address and model of a server that all workers share; None if each has its own."""
+    address = getattr(config, "base_url", None)
+    return None if address is None else (address, config.model)
+
+
+def _name(role: str, holder: str) -> str:
+    """What gates and budget know a worker's role by: two roles at one gate compete for it like two workers."""
+    return f"{role} of {holder}"
+
+
+def _in_flight(gates: Sequence[LocalGate]) -> dict[str, int]:
+    throttles = [gate.throttle for gate in gates]
+    return {
+        "limit": sum(throttle.limit for throttle in throttles),
+        "lowest": min((throttle.lowest for throttle in throttles), default=0),
+        "now": sum(throttle.in_flight for throttle in throttles),
+    }
+
+
+def _saved_by(folder: Storage, session: str) -> Any:
+    """What this session has saved; None if it has just begun."""
+    found = folder.read_json(BUDGET_FILE) if folder.exists(BUDGET_FILE) else {}
+    return found if found.get("session") == session else None
 
 
 class _RemoteDoor:
-    """`Gate` of one role, in a worker."""
+    """`Gate` of one role, in a worker.
+
+    An exchange whose answer was lost with the actor is had again with the new one, which has not seen it: the account
+    that goes along holds what was answered, and nothing else. So nothing counts twice, and no lease is lost.
+    """
 
     def __init__(self, doors: Any, role: str) -> None:
-        self._doors = doors
+        # Ray's own retry would send the account along as it was, and others of this role may have had answers since
+        self._send = doors.exchange.options(max_task_retries=0).remote
         self._role = role
+        self._account = Account()
+        self._down_since: float | None = None
 
     async def exchange(self, settled: Sequence[Settled], wanted: Sequence[Tokens], holder: str) -> Permit:
-        permit: Permit = await self._doors.exchange.remote(self._role, list(settled), list(wanted), holder)
+        from ray.exceptions import RayActorError
+
+        while True:
+            try:
+                permit = await self._send(self._role, list(settled), list(wanted), holder, self._account)
+            except RayActorError as error:
+                self._check(error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                return self._noted(permit, settled, wanted)
+
+    def exchange_now(self, settled: Sequence[Settled], wanted: Sequence[Tokens], holder: str) -> Permit:
+        """The same for ordinary code: it waits for the answer."""
+        import ray
+        from ray.exceptions import RayActorError
+
+        while True:
+            try:
+                permit = ray.get(self._send(self._role, list(settled), list(wanted), holder, self._account))
+            except RayActorError as error:
+                self._check(error)
+                time.sleep(RETRY_S)
+            else:
+                return self._noted(permit, settled, wanted)
+
+    def _noted(self, permit: Permit, settled: Sequence[Settled], wanted: Sequence[Tokens]) -> Permit:
+        self._account = account_after(self._account, settled, wanted[: permit.count])
+        self._down_since = None
         return permit
+
+    def _check(self, error: Exception) -> None:
+        """Raise SynthesisError once the actor has not come back for `DOWN_S`."""
+        now = time.monotonic()
+        self._down_since = now if self._down_since is None else self._down_since
+        if now - self._down_since > DOWN_S:
+            raise SynthesisError(
+                f"the actor that keeps the job's budget and throttles has not come back for {DOWN_S:g} s "
+                f"({type(error).__name__}); everything answered is kept: run again to go on"
+            ) from error
 
 
 class ShardWorker:
@@ -97,6 +226,7 @@ class ShardWorker:
 
     def __init__(self, spec: JobSpec, doors: Any) -> None:
         self._spec = spec
+        self._ledger: Ledger | None = None
         self._doors = doors
         self._tools: tuple[Line, AnswerJudge] | None = None
         self._stop = _StopFile(spec.ledger)
@@ -137,8 +267,9 @@ class ShardWorker:
         except queue.Empty:
             return None
         self._open[shard] = ended
-        ledger = Ledger(self._spec.ledger, self._spec.job, attempts=self._spec.config.attempts)
-        return ledger.write(shard)
+        if self._ledger is None:
+            self._ledger = Ledger(self._spec.ledger, self._spec.job, attempts=self._spec.config.attempts)
+        return self._ledger.write(shard)
 
     def _ended(self, shard: int) -> None:
         self._open.pop(shard).set_result(None)
@@ -164,10 +295,8 @@ class ShardWorker:
         return Line(generator), AnswerJudge(self._spec, ask)
 
     def _generator(self, section: AnyGenerator, role: str, holder: str) -> Generator:
-        import ray
-
-        config, doors = self._spec.config, self._doors
-        gate = _RemoteDoor(doors, role)
+        config = self._spec.config
+        gate = _RemoteDoor(self._doors, role)
         gpu = bool(config.worker_gpus)
         built = build_generator(
             section,
@@ -179,7 +308,7 @@ class ShardWorker:
         )
         if asks_gate(section):
             return built
-        return Metered(built, lambda settled, wanted: ray.get(doors.exchange.remote(role, settled, wanted, holder)))
+        return Metered(built, lambda settled, wanted: gate.exchange_now(settled, wanted, holder))
 
 
 class _StopFile:
@@ -198,13 +327,27 @@ class _StopFile:
 
 
 def start_doors(spec: JobSpec, saved: Any) -> Any:
-    """The actor that all workers ask; it takes no CPU of its own and starts again if it dies."""
+    """The actor that all workers ask. It takes no CPU of its own, stays on this machine, whose end would be the job's,
+    and starts again if it dies. `saved`: what earlier sessions used, or None.
+
+    Raises ConfigError and DataError as `Budget` does.
+    """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     config = spec.config
-    roles = {"generator": config.generator, "judge": config.judge}
-    actor = ray.remote(num_cpus=0, max_concurrency=1000)(Doors)
-    return actor.remote({role: one for role, one in roles.items() if one is not None}, config.budget, saved)
+    given = {"generator": config.generator, "judge": config.judge}
+    roles = {role: one for role, one in given.items() if one is not None}
+    made = partial(Doors, roles, config.budget, saved, folder=spec.ledger, session=secrets.token_hex(8))
+    made()  # what is wrong with it is told here, not by the death of an actor
+    actor = ray.remote(
+        num_cpus=0,
+        max_concurrency=1000,
+        max_restarts=-1,
+        max_task_retries=-1,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False),
+    )(Doors)
+    return actor.remote(*made.args, **made.keywords)
 
 
 def shards_at_once(config: SynthesisConfig) -> int:

@@ -20,17 +20,18 @@ from nexus_ray.storage import Storage
 from nexus_ray.synthesis.budget import BudgetExhausted, price_units
 from nexus_ray.synthesis.commit import Committer
 from nexus_ray.synthesis.counts import Stats
-from nexus_ray.synthesis.crew import STOP_FILE, shard_outcomes, start_doors
+from nexus_ray.synthesis.crew import BUDGET_FILE, STOP_FILE, shard_outcomes, start_doors
 from nexus_ray.synthesis.diversity import measure_diversity
 from nexus_ray.synthesis.ledger import Ledger
 from nexus_ray.synthesis.setup import JobSpec, PlanOrder, needed_domains, open_job
 from nexus_ray.synthesis.validators.calibration import calibrations
 
 Say = Callable[[str], None]
-BUDGET_FILE = "budget.json"
 SUMMARY_FILE = "summary.json"
 SAY_S = 15.0
 """Seconds between lines while nothing ends."""
+REPORT_S = 60.0
+"""Wait for the budget's figures; they come late while its actor starts again."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,17 @@ class _Driver:
         self._warned = False
 
     def run(self) -> JobOutcome:
-        with self.ledger.committer(PlanOrder(self.spec)) as committer, _asked_to_stop(self._stop):
-            committer.commit(target=self.spec.config.target)
-            committer.fold_decisions()
-            if not committer.reached(self.spec.config.target):
-                self._work(committer)
-            committer.fold_decisions()
+        try:
+            with self.ledger.committer(PlanOrder(self.spec)) as committer, _asked_to_stop(self._stop):
+                committer.commit(target=self.spec.config.target)
+                committer.fold_decisions()
+                if not committer.reached(self.spec.config.target):
+                    self._work(committer)
+                committer.fold_decisions()
+        except Exception as error:
+            self.stopped = self.stopped or (str(error) if isinstance(error, NexusError) else type(error).__name__)
+            self._outcome()  # what was done until then is in the summary, whatever ended it
+            raise
         outcome = self._outcome()
         if self.error is not None and not isinstance(self.error, BudgetExhausted):
             raise self.error
@@ -117,7 +123,8 @@ class _Driver:
     # --- budget and figures ------------------------------------------------------------------------------------------
 
     def _saved_budget(self) -> dict[str, Any] | None:
-        """What earlier sessions used: as saved, but no less than the logs tell."""
+        """What earlier sessions used: as saved, but no less than the logs tell. Whose calls they were is of no matter
+        any more: their workers are gone."""
         folder = self.spec.ledger
         saved = folder.read_json(BUDGET_FILE) if folder.exists(BUDGET_FILE) else None
         stats = self.ledger.stats()
@@ -132,7 +139,8 @@ class _Driver:
         least["units"] = price_units(price, *tokens) if price is not None else 0
         if saved is None:
             return {**least, "seconds": 0.0} if least["requests"] else None
-        return {**saved, **{name: max(value, saved.get(name, 0)) for name, value in least.items()}}
+        used = {name: max(value, saved.get(name, 0)) for name, value in least.items()}
+        return {**used, "seconds": saved.get("seconds")}
 
     def _look_after(self, doors: Any, committer: Committer, *, last: bool = False) -> None:
         now = time.monotonic()
@@ -143,8 +151,14 @@ class _Driver:
 
         stats = self.ledger.stats()
         done = stats.answered + stats.failed
-        self.costs = ray.get(doors.report.remote(done, stats.planned, stats.accepted))
-        self.spec.ledger.write_json(self.costs["state"], BUDGET_FILE)
+        report = doors.report.remote(
+            done, stats.planned, stats.accepted, borrowed=stats.traffic.borrowed, target=self.spec.config.target
+        )
+        try:
+            self.costs = ray.get(report, timeout=REPORT_S)
+        except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError) as error:
+            self.say(f"{self.spec.domain}: no figures of the budget for now ({type(error).__name__})")
+            return
         self.say(_line(self.spec.domain, stats, self.costs))
         forecast = self.costs["forecast"]
         if forecast is not None and forecast.exceeded and not self._warned:

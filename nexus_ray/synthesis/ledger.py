@@ -11,12 +11,15 @@ A worker takes a shard, asks what `pending` says and logs what comes; one proces
 time, the same calls go on: an answer that reached the log is never asked for again, whatever became of its rows, what
 was in flight is sent again and counted, and the parts come out byte for byte the same.
 
-A `Ledger` holds no state of its own but settings: it may be pickled to workers, and be made anew at any time.
+A `Ledger` holds no state of its own but settings, and the plan as it last read it: it may be pickled to workers, and be
+made anew at any time.
 """
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from nexus_ray.corpora.parts import Kind, Manifest, PartRow, load_manifest, read_rows
 from nexus_ray.errors import DataError
@@ -26,6 +29,7 @@ from nexus_ray.synthesis.counts import Stats, job_stats
 from nexus_ray.synthesis.decisions import Review
 from nexus_ray.synthesis.history import Lineage, find_lineage
 from nexus_ray.synthesis.plan import (
+    PLAN_FILE,
     SHARD_REQUESTS,
     Job,
     Plan,
@@ -47,8 +51,14 @@ class Ledger:
         self.folder = folder
         self.job = job
         self.attempts = attempts
-        if (plan := load_plan(folder)) is not None:
+        self._read: tuple[tuple[int, int], Plan] | None = None
+        """The plan, and size and time of the file that it was read from: a plan of many shards takes long to parse."""
+        if (plan := self._plan()) is not None:
             check_job(folder, plan.job, job)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Settings only: whoever gets it reads the plan itself."""
+        return {**self.__dict__, "_read": None}
 
     @classmethod
     def load(cls, folder: Storage) -> Ledger:
@@ -69,11 +79,19 @@ class Ledger:
 
     def open_shards(self) -> range:
         """Shards that are not committed yet, in order."""
-        return range(self.manifest().shards, len(self._plan().shards))
+        plan = self._plan()
+        return range(self.manifest().shards, len(plan.shards) if plan is not None else 0)
 
     def requests(self, shard: int) -> dict[str, Request]:
-        """The requests of a shard by id, in plan order."""
-        return read_requests(self.folder, self._plan().shards[shard])
+        """The requests of a shard by id, in plan order. Raises DataError if this machine sees no such shard."""
+        plan = self._plan()
+        shards = plan.shards if plan is not None else ()
+        if shard >= len(shards):
+            raise DataError(
+                f"this machine ({socket.gethostname()}) does not see shard {shard} of the plan in {self.folder.uri}, "
+                f"but {len(shards)} shards; set storage to a folder that all machines of the cluster see, or to s3://"
+            )
+        return read_requests(self.folder, shards[shard])
 
     def write(self, shard: int) -> ShardLog:
         """The log of a shard, for its one writer: `with ledger.write(3) as log: ...`; DataError if it is held."""
@@ -89,7 +107,7 @@ class Ledger:
         For open shards, or those named; returns how many. Their rows are judged by this job. Answers of one shard of
         each ledger are in memory at a time.
         """
-        plan = load_plan(other.folder)
+        plan = other._plan()
         if plan is None:
             return 0
         index, borrowed = RequestIndex(other.folder, plan), 0
@@ -103,8 +121,16 @@ class Ledger:
                     borrowed += len(found)
         return borrowed
 
-    def _plan(self) -> Plan:
-        return load_plan(self.folder) or Plan(self.job, SHARD_REQUESTS)
+    def _plan(self) -> Plan | None:
+        """The plan; read again if its file is another than before, since plans grow."""
+        info = self.folder.filesystem.get_file_info(self.folder.path(PLAN_FILE))
+        if not info.is_file:
+            return None
+        stamp = info.size, info.mtime_ns
+        if self._read is None or self._read[0] != stamp:
+            plan = load_plan(self.folder)
+            self._read = (stamp, plan) if plan is not None else None
+        return self._read[1] if self._read is not None else None
 
     # --- what came of it -------------------------------------------------------------------------------------------
 
@@ -127,8 +153,9 @@ class Ledger:
 
     def stats(self) -> Stats:
         """The figures of the job so far, with those of shards under way."""
-        return job_stats(self.folder, load_plan(self.folder), self.manifest(), self.attempts)
+        return job_stats(self.folder, self._plan(), self.manifest(), self.attempts)
 
     def lineage(self, row_id: str) -> Lineage:
         """Everything behind a row of the manifest: text, verdict, prompt, answer, parents. Raises DataError if none."""
-        return find_lineage(self.folder, self._plan(), self.manifest(), row_id)
+        plan = self._plan() or Plan(self.job, SHARD_REQUESTS)
+        return find_lineage(self.folder, plan, self.manifest(), row_id)

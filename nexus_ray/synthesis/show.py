@@ -11,6 +11,7 @@ from nexus_ray.corpora.prepare import prepare_documents
 from nexus_ray.synthesis.budget import price_units
 from nexus_ray.synthesis.generators.dispatch import prompt_bound
 from nexus_ray.synthesis.job import JobOutcome
+from nexus_ray.synthesis.plan import shard_count
 from nexus_ray.synthesis.rows import Message, Request, Sampling
 from nexus_ray.synthesis.setup import needed_domains, open_job
 
@@ -29,7 +30,7 @@ def show_plan(config: RunConfig, domain: str, console: Console | None = None) ->
     sampled = [prompt_bound(Request(prompts[place], sampling, 0)) for place in range(0, prompts.size, step)]
     asked = round(sum(bound.prompt for bound in sampled) / len(sampled) * requests)
     answered = requests * section.sampling.max_tokens
-    shards = -(-requests // section.shard_requests)
+    shards = shard_count(section.shard_requests, requests)
     console.print(
         f"{domain}: {prompts.size:,} prompts x {section.num_candidates} = {requests:,} requests, {shards} shards"
     )

@@ -1,8 +1,10 @@
 """How many requests may be in flight at one (endpoint, model): additive increase, multiplicative decrease.
 
-One throttle serves all workers of a cluster: they take leases (`acquire`) and hand them back with what came of them
-(`report`). Invariant: at most `limit` leases are out when one is granted, and a burst of refusals of requests that
-were sent before a decrease never causes a second one. Pure: the clock is handed in, nothing waits.
+One throttle serves all workers and roles of a job, on however many machines: they take leases (`acquire`) and hand
+them back with what came of them (`report`). Two jobs at one endpoint have a throttle each, and only the server's
+refusals tell either of the other. Invariant: at most `limit` leases are out when one is granted, and a burst of
+refusals of requests that were sent before a decrease never causes a second one. Pure: the clock is handed in, nothing
+waits.
 
 Increase and decrease as by Chiu and Jain 1989 (doi:10.1016/0169-7552(89)90019-6); factor and cooldown are those of
 NeMo Data Designer. A lease carries the number of decreases so far (its epoch), not a time: clocks of machines differ.
@@ -11,7 +13,7 @@ NeMo Data Designer. A lease carries the number of decreases so far (its epoch), 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -123,6 +125,11 @@ class Throttle:
         own = self._holders.setdefault(holder, _Holder())
         own.leases = max(0, own.leases - count)
 
+    def hold(self, leases: int, holder: str = "") -> None:
+        """A holder has so many leases out, granted before this throttle began. They may exceed the limit; nothing is
+        granted then until enough have come back."""
+        self._holders[holder] = _Holder(leases, seen=self._clock())
+
     def forget(self, holder: str) -> None:
         """Free all leases of a holder that is gone."""
         self._holders.pop(holder, None)
@@ -150,6 +157,13 @@ class Throttle:
     def _expire(self, now: float) -> None:
         for name in [name for name, holder in self._holders.items() if now - holder.seen > LEASE_S]:
             del self._holders[name]
+
+
+def strictest(configs: Sequence[ThrottleConfig]) -> ThrottleConfig:
+    """The first of the configs with the lowest limits of all: several roles may ask one endpoint."""
+    start = min(config.start_in_flight or config.max_in_flight for config in configs)
+    most = min(config.max_in_flight for config in configs)
+    return configs[0].model_copy(update={"max_in_flight": most, "start_in_flight": start})
 
 
 def retry_after_s(value: str | None, *, now: float) -> float | None:

@@ -7,11 +7,11 @@ that forwards `exchange` to it with the worker's own name as `holder`; see there
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from nexus_ray.synthesis.budget import Budget, Usage
+from nexus_ray.synthesis.budget import Account, Budget, Usage
 from nexus_ray.synthesis.throttle import Outcome, Throttle
 
 
@@ -35,6 +35,10 @@ class Settled:
     used: Tokens | None
     """None if the server may have billed it without saying how much: then the reservation counts."""
 
+    @property
+    def billed(self) -> Tokens:
+        return self.reserved if self.used is None else self.used
+
 
 @dataclass(frozen=True)
 class Permit:
@@ -50,6 +54,19 @@ class Permit:
     """After which these calls are to be cut off."""
     refused_for_s: float = 0.0
     """Seconds in which the server has answered nothing but refusals."""
+
+
+def calls_usage(calls: Iterable[Tokens]) -> Usage:
+    """Requests and tokens of some calls; a holder knows no prices, so they cost nothing yet."""
+    return sum((Usage(1, call.prompt, call.completion) for call in calls), Usage())
+
+
+def account_after(account: Account, settled: Sequence[Settled], sent: Sequence[Tokens]) -> Account:
+    """A holder's own account once an exchange has settled some calls and permitted those `sent`."""
+    return Account(
+        account.spent + calls_usage(call.billed for call in settled),
+        account.reserved - calls_usage(call.reserved for call in settled) + calls_usage(sent),
+    )
 
 
 class Gate(Protocol):
@@ -73,8 +90,7 @@ class LocalGate:
         self.throttle.report((call.outcome for call in settled), holder)
         if self.budget is not None:
             for call in settled:
-                used = call.reserved if call.used is None else call.used
-                self.budget.settle(self._usage(call.reserved), self._usage(used), holder)
+                self.budget.settle(self._usage(call.reserved), self._usage(call.billed), holder)
         grant = self.throttle.acquire(len(wanted), holder)
         permit = Permit(grant.count, grant.epoch, grant.wait_s, refused_for_s=grant.refused_for_s)
         if self.budget is None or not grant.count:
@@ -85,6 +101,12 @@ class LocalGate:
         left = allowed.seconds_left
         return Permit(allowed.count, grant.epoch, wait_s, allowed.exhausted, left, grant.refused_for_s)
 
+    def announce(self, account: Account, holder: str) -> None:
+        """A worker tells where it is, to a gate that has started again: it holds these leases and no others."""
+        self.throttle.hold(account.reserved.requests, holder)
+        if self.budget is not None:
+            self.budget.announce(Account(self._priced(account.spent), self._priced(account.reserved)), holder)
+
     def forget(self, holder: str) -> None:
         """A worker is gone: its leases are free, what it had reserved counts as used."""
         self.throttle.forget(holder)
@@ -92,7 +114,13 @@ class LocalGate:
             self.budget.forget(holder)
 
     def _usage(self, tokens: Tokens) -> Usage:
+        return self._priced(calls_usage([tokens]))
+
+    def _priced(self, usage: Usage) -> Usage:
         assert self.budget is not None
         return self.budget.usage(
-            self._model, requests=1, prompt_tokens=tokens.prompt, completion_tokens=tokens.completion
+            self._model,
+            requests=usage.requests,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
         )

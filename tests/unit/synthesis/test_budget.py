@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nexus_ray.config.generators import BudgetConfig
 from nexus_ray.errors import ConfigError, DataError
-from nexus_ray.synthesis.budget import UNITS, Budget, Usage, exhausted
+from nexus_ray.synthesis.budget import UNITS, Account, Budget, Usage, exhausted
 
 PRICES = {"m": {"input": 0.15, "output": 0.6}}
 
@@ -98,6 +98,53 @@ def test_forecast_after_the_first_percent() -> None:
     assert found.money == pytest.approx(0.54) and found.exceeded == {"max_money": pytest.approx(0.05 / 0.54)}
 
 
+@pytest.mark.parametrize(
+    ("figures", "requests"),
+    [
+        ({"borrowed": 0}, 1000),
+        ({"borrowed": 5000}, 5000),
+        ({"borrowed": 5000, "target": 10**6, "accepted": 5100}, 5000),
+        ({"borrowed": 5000, "target": 5150, "accepted": 5100}, 150),
+        ({"borrowed": 0, "target": 300, "accepted": 50}, 600),
+        ({"borrowed": 0, "target": 300, "accepted": 0}, 1000),
+        ({"borrowed": 0, "target": 300, "accepted": 300}, 100),
+    ],
+)
+def test_forecast_by_what_is_still_to_be_paid(figures: dict[str, Any], requests: int) -> None:
+    """100 requests were paid; borrowed answers used nothing, and a target may come before the plan's end."""
+    budget = made()
+    one = call(budget, 10, 10)
+    budget.reserve([one] * 100)
+    for _ in range(100):
+        budget.settle(one, one)
+    borrowed = figures["borrowed"]
+    found = budget.forecast(100 + borrowed, 2 * borrowed or 1000, **figures)
+    assert found is not None and found.requests == requests
+
+
+def test_a_budget_that_starts_again_is_told_by_its_holders() -> None:
+    budget = made(max_requests=10)
+    one = call(budget, 10, 10)
+    for holder in ("a", "b"):
+        budget.reserve([one] * 3, holder)
+        budget.settle(one, one, holder)
+    budget.forget("gone")
+    again = made(saved=json.loads(json.dumps(budget.state())), max_requests=10)
+    assert again.spent.requests == 6 and again.reserved == Usage()
+    again.announce(Account(spent=one + one + one + one, reserved=one), "a")  # it went on after the state was saved
+    assert (again.spent.requests, again.reserved.requests) == (4 + 3, 1)
+    again.settle(one, one, "a")
+    assert again.spent.requests == 8 and again.reserve([one] * 9, "b").count == 2
+    assert json.loads(json.dumps(again.state()))["requests"] == 10
+
+
+def test_calls_of_a_silent_holder_do_not_keep_a_budget_open() -> None:
+    budget = made(max_requests=3)
+    budget.reserve([call(budget, 1, 1)] * 3, "silent")
+    again = made(saved=budget.state(), max_requests=3)
+    assert again.reserve([Usage(1)], "a").exhausted == "max_requests=3"
+
+
 def test_cost_per_accepted_row_includes_the_rejected() -> None:
     budget = made()
     one = call(budget, 1000, 500)
@@ -112,7 +159,16 @@ def test_cost_per_accepted_row_includes_the_rejected() -> None:
 def test_faults_name_the_way_out() -> None:
     with pytest.raises(ConfigError, match="no price for other; add `other:"):
         Budget(BudgetConfig(max_money=1.0, prices=PRICES), models=["other"], clock=lambda: 0.0)
-    for broken in ({}, {"requests": "x"}, {**made().state(), "units": -1}, {**made().state(), "seconds": "x"}):
+    good = made().state()
+    holders = [{"a": good}, {"a": {**good, "requests": 1}}, {"a": {}}, ["a"]]
+    made(saved={**good, "holders": holders[0]})
+    for broken in (
+        {},
+        {"requests": "x"},
+        {**good, "units": -1},
+        {**good, "seconds": "x"},
+        *({**good, "holders": one} for one in holders[1:]),
+    ):
         with pytest.raises(DataError, match="saved budget"):
             made(saved=broken)
 

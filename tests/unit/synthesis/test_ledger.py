@@ -15,7 +15,9 @@ import pytest
 from nexus_ray.corpora.parts import PartRow
 from nexus_ray.errors import ConfigError, DataError
 from nexus_ray.storage import Storage
+from nexus_ray.synthesis import plan as plan_module
 from nexus_ray.synthesis.ledger import Ledger
+from nexus_ray.synthesis.plan import Plan, load_plan, shard_size
 from nexus_ray.synthesis.rows import PASS, Answer, Message, Prompt, Request, Row, Sampling, Verdict
 from tests.ledger_job import JOB, SHARD_REQUESTS, Duplicates, decide_all, judged, phase, reply, requests, run_job, work
 
@@ -69,6 +71,55 @@ def test_a_plan_grows_at_its_end_only(folder: Storage) -> None:
     with pytest.raises(ConfigError, match=r"place 0 of plan/shard-00000.parquet another prompt, sampling or index"):
         ledger.plan(reversed(requests(9)))
     assert ledger.plan(requests(9)) == grown, "a refused plan changes nothing"
+
+
+@pytest.mark.parametrize("size", [1, 256, 1000])
+def test_shards_of_a_long_plan_grow_with_the_place_alone(size: int) -> None:
+    even = plan_module.EVEN_SHARDS * size
+    assert [shard_size(size, before) for before in (0, even)] == [size, size]
+    assert shard_size(size, 4 * even) == 2 * size and shard_size(size, 100 * even) == 10 * size
+    assert shard_size(size, 10**9 * size) == 16 * size
+    assert shard_size(256, 10**9) == 4096
+
+
+def test_a_long_plan_extended_keeps_its_shards_and_goes_on_with_larger_ones(
+    folder: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "EVEN_SHARDS", 2)
+    ledger = Ledger(folder, JOB)
+    first = ledger.plan(requests(20, candidates=1), shard_requests=2)
+    assert [shard.rows for shard in first.shards] == [2, 2, 2, 2, 2, 3, 3, 4]
+    grown = ledger.plan(requests(60, candidates=1), shard_requests=2)
+    assert grown.shards[:8] == first.shards and [shard.rows for shard in grown.shards[8:]] == [4, 4, 5, 5, 6, 6, 7, 3]
+    assert ledger.plan(requests(60, candidates=1)) == grown
+
+
+def test_the_plan_is_parsed_once_for_all_its_shards(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+
+    def counted(place: Storage) -> Plan | None:
+        parsed.append(place.uri)
+        return load_plan(place)
+
+    monkeypatch.setattr("nexus_ray.synthesis.ledger.load_plan", counted)
+    Ledger(folder, JOB).plan(requests(8), shard_requests=SHARD_REQUESTS)
+    ledger = Ledger(folder, JOB)
+    for shard in ledger.open_shards():
+        with ledger.write(shard) as log:
+            assert log.pending() and not ledger.is_complete(shard)
+    assert len(parsed) == 1
+    Ledger(folder, JOB).plan(requests(9), shard_requests=SHARD_REQUESTS)
+    assert len(ledger.open_shards()) == 9 and list(ledger.requests(8)), "a plan that has grown is seen"
+    assert b"plan/shard-" not in pickle.dumps(ledger), "who gets a ledger reads the plan itself"
+
+
+def test_a_machine_that_does_not_see_the_plan_says_so(folder: Storage) -> None:
+    ledger = Ledger(folder, JOB)
+    with pytest.raises(DataError, match=r"does not see shard 0 of the plan in .*stories, but 0 shards; set storage to"):
+        ledger.write(0)
+    ledger.plan(requests(1))
+    with pytest.raises(DataError, match=r"does not see shard 7 of the plan in .*, but 1 shards"):
+        ledger.is_complete(7)
 
 
 def test_equal_requests_are_asked_once_and_counted(folder: Storage) -> None:

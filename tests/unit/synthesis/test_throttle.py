@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nexus_ray.config.generators import ThrottleConfig
-from nexus_ray.synthesis.throttle import LEASE_S, RIVAL_S, Outcome, Throttle, retry_after_s
+from nexus_ray.synthesis.throttle import LEASE_S, RIVAL_S, Outcome, Throttle, retry_after_s, strictest
 
 
 class Clock:
@@ -112,6 +112,21 @@ def test_a_dead_workers_leases_are_free() -> None:
     assert throttle.acquire(4, "c").count == 4, "b was not heard of for too long"
     throttle.report([Outcome("ok", 0)] * 4, "b")
     assert throttle.in_flight == 4, "b's leases are no longer counted"
+
+
+def test_a_throttle_that_starts_again_is_told_what_is_out() -> None:
+    throttle, _ = made(max_in_flight=4)
+    assert throttle.acquire(4, "a").count == 4
+    throttle.hold(3, "b")
+    assert throttle.in_flight == 7 and throttle.acquire(9, "b").count == 0, "more than the limit, for now"
+    throttle.report([Outcome("ok", 0)] * 4, "a")
+    assert throttle.acquire(9, "b").count == 1
+
+
+def test_the_strictest_limits_of_several() -> None:
+    most = [ThrottleConfig(max_in_flight=64, start_in_flight=8, decrease=0.5), ThrottleConfig(max_in_flight=16)]
+    assert strictest(most) == ThrottleConfig(max_in_flight=16, start_in_flight=8, decrease=0.5)
+    assert strictest(most[::-1]) == ThrottleConfig(max_in_flight=16, start_in_flight=8)
 
 
 steps = st.lists(
