@@ -114,6 +114,8 @@ def print_study(view: StudyView, console: Console) -> None:
         console.print(Text(f"again: {view.command(view.representative(view.front.winner.id))}"), soft_wrap=True)
         for remark in view.front.remarks:
             console.print(Text(remark, style="dim"))
+    for remark in view.remarks:
+        console.print(Text(remark, style="dim"))
     for effects in view.effects:
         console.print(_effects_table(view, effects))
     for advice in view.advice:

@@ -15,7 +15,17 @@ import numpy as np
 from nexus_ray.errors import DataError
 from nexus_ray.evaluate.bootstrap import interval
 from nexus_ray.study.law_forms import LAWS, Quantity
-from nexus_ray.study.laws import DRAWS, Fitted, Measurement, Settings, fit_law, outside, settings_of
+from nexus_ray.study.laws import (
+    DRAWS,
+    MIN_RATIOS,
+    MIN_SETTINGS,
+    Fitted,
+    Measurement,
+    Settings,
+    fit_law,
+    outside,
+    settings_of,
+)
 from nexus_ray.study.replicates import Floats
 
 MAX_RATIO = 0.9
@@ -57,9 +67,9 @@ class Laws:
 
     new: Fitted
     forgetting: Fitted
-    new_error: HeldOut
-    """Each ratio left out in turn, at all budgets."""
-    forgetting_error: HeldOut
+    new_error: HeldOut | None
+    """Each ratio left out in turn, at all budgets; None where too few would be left."""
+    forgetting_error: HeldOut | None
 
 
 @dataclass(frozen=True)
@@ -81,18 +91,23 @@ class Advice:
 
 
 def fit_laws(measurements: Sequence[Measurement], *, base_old: float = 0.0, draws: int = DRAWS, seed: int = 0) -> Laws:
-    """Fit all laws and keep the better one of each quantity, by the error at ratios left out.
+    """Fit all laws and keep the better one of each quantity, by the error at ratios left out; where none can be left
+    out, the one of fewer parameters, whose error nobody knows.
 
     Raises:
         DataError: too few settings, see `fit_law`.
     """
-    chosen: dict[Quantity, tuple[Fitted, HeldOut]] = {}
+    chosen: dict[Quantity, tuple[Fitted, HeldOut | None]] = {}
     for quantity in ("new", "forgetting"):
         settings = settings_of(measurements, quantity, base_old)
         names = [law.name for law in LAWS.values() if law.of == quantity]
-        errors = {name: left_out(name, settings, by="ratio") for name in names}
-        best = min(names, key=lambda name: errors[name].absolute)
-        chosen[quantity] = (fit_law(best, settings, draws=draws, seed=seed), errors[best])
+        if any(_is_enough(settings.without(settings.ratio == ratio)) for ratio in settings.ratio):
+            errors = {name: left_out(name, settings, by="ratio") for name in names}
+            best = min(names, key=lambda name: errors[name].absolute)
+            chosen[quantity] = (fit_law(best, settings, draws=draws, seed=seed), errors[best])
+        else:
+            simple = min(names, key=lambda name: len(LAWS[name].priors))
+            chosen[quantity] = (fit_law(simple, settings, draws=draws, seed=seed), None)
     return Laws(chosen["new"][0], chosen["forgetting"][0], chosen["new"][1], chosen["forgetting"][1])
 
 
@@ -108,7 +123,7 @@ def left_out(name: str, settings: Settings, *, by: Literal["ratio", "tokens"]) -
     rows: list[Tested] = []
     for value in sorted(set(column.tolist())):
         kept, left = settings.without(column == value), settings.without(column != value)
-        if len(set(kept.ratio.tolist())) >= 3 and len(kept.value) >= 4:
+        if _is_enough(kept):
             rows += _tested(fit_law(name, kept, draws=0), left, intervals=False)
     if not rows:
         raise DataError(
@@ -116,6 +131,10 @@ def left_out(name: str, settings: Settings, *, by: Literal["ratio", "tokens"]) -
             f"better at two budgets"
         )
     return _held_out(rows)
+
+
+def _is_enough(settings: Settings) -> bool:
+    return len(set(settings.ratio.tolist())) >= MIN_RATIOS and len(settings.value) >= MIN_SETTINGS
 
 
 def held_out(fitted: Fitted, settings: Settings) -> HeldOut:

@@ -260,6 +260,8 @@ def _remarks(points: Sequence[Replicated], trials: Sequence[Trial]) -> list[str]
         remarks.append(f"With {fewest} seeds the shares of resamples are coarse; read them as a rough guide.")
     if stopped := sum(trial.status == "stopped" for trial in trials):
         remarks.append(f"{stopped} trials were stopped early and are no candidates here.")
+    if paused := sum(trial.status == "paused" for trial in trials):
+        remarks.append(f"{paused} trials are paused at a rung, short of their budgets, and are no candidates here.")
     if failed := sum(trial.status == "failed" for trial in trials):
         remarks.append(f"{failed} trials failed and are left out.")
     return remarks

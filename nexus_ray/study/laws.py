@@ -32,6 +32,9 @@ PRIOR_SCATTER = 0.005
 """Relative error of a setting that weighs as much as a parameter one standard deviation from its prior."""
 MIN_SCATTER = 0.001
 """Relative scatter that is assumed even where a law goes through every setting."""
+MIN_RATIOS, MIN_SETTINGS = 3, 4
+"""Fewest replay ratios, and settings of ratio and budget, that a law is fitted to: fewer do not tell a curve from a
+line."""
 _REFITS = 3
 """Starts of each draw, so that equally good fits elsewhere are found too."""
 _REACH = 5.0
@@ -183,7 +186,7 @@ def fit_law(name: str, settings: Settings, *, draws: int = DRAWS, seed: int = 0)
         DataError: fewer than three ratios or four settings: no curve can be told from a line.
     """
     law, number = LAWS[name], len(settings.value)
-    if len(set(settings.ratio.tolist())) < 3 or number < 4:
+    if len(set(settings.ratio.tolist())) < MIN_RATIOS or number < MIN_SETTINGS:
         raise DataError(
             f"law {name!r}: {number} settings with {len(set(settings.ratio.tolist()))} replay ratios; at least four "
             f"settings with three ratios are needed, better five ratios at each of two budgets"

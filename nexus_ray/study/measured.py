@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import yaml
 
@@ -13,14 +13,21 @@ from nexus_ray.study.records import Trial, Value, canonical
 from nexus_ray.study.replicates import is_number
 
 RATIO = "continual.replay_ratio"
+BUDGET = "training.token_budget"
 
 
 def from_trials(
-    trials: Sequence[Trial], *, knob: str = RATIO, fixed: Mapping[str, Value] | None = None
+    trials: Sequence[Trial],
+    *,
+    knob: str = RATIO,
+    budgets: Collection[str] = (BUDGET,),
+    fixed: Mapping[str, Value] | None = None,
 ) -> list[Measurement]:
-    """Finished trials that differ in the replay ratio alone: those whose other knobs have the values `fixed`.
+    """Finished trials that differ in the replay ratio and the budget alone: those whose other knobs have the values
+    `fixed`.
 
-    `new` is bits per byte, `old` forgetting itself: fit with `base_old` 0. A budget is the tokens of the last report.
+    `new` is bits per byte, `old` forgetting itself: fit with `base_old` 0. A budget is the tokens of the last report,
+    whatever the knobs `budgets` say that set it (and what has to follow it, such as a warm-up).
 
     Raises:
         DataError: trials with different settings of another knob are left.
@@ -31,7 +38,7 @@ def from_trials(
         ratio = params.pop(knob, None)
         if trial.final is None or not is_number(ratio) or any(params.get(k) != v for k, v in wanted.items()):
             continue
-        settings.add(canonical({k: v for k, v in params.items() if k not in wanted}))
+        settings.add(canonical({k: v for k, v in params.items() if k not in wanted and k not in budgets}))
         final = trial.reports[-1]
         out.append(
             Measurement(final.tokens, float(ratio), -trial.final.new, trial.final.forgetting, trial.seed)  # type: ignore[arg-type]

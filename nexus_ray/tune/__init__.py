@@ -6,7 +6,10 @@ logged is never decided again. The same command goes on with a study that was st
 
 from __future__ import annotations
 
+import math
 import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -24,6 +27,9 @@ from nexus_ray.study.records import Status, Trial
 from nexus_ray.study.turns import Turns
 from nexus_ray.tracking_study import StudyTracker
 from nexus_ray.tune.plan import plan_lines
+
+MIRROR_EVERY_S = 10.0
+"""How often a running study looks for ended trials to write to W&B."""
 
 Say = Callable[[str], None]
 
@@ -80,32 +86,61 @@ def _run(
     config = study.config_of(None, study.config.seeds[0])
     say(f"study {study.config.name} in {study.folder.uri}: {slots} trial{'s' if slots > 1 else ''} at once")
     tracker = StudyTracker(config.tracking.wandb, study.folder, name=study.config.name)
-
-    before = {trial.id: len(trial.reports) for trial in turns.trials()}
-
-    def mirror(statuses: Sequence[Status]) -> None:
-        for trial in turns.trials() if tracker.active else ():
-            if trial.status in statuses and (trial.reports or study.refusal(trial.point) is None):
-                if len(trial.reports) > before.get(trial.id, 0):  # what was written when it paused is out of date
-                    study.folder.delete("wandb", "written", f"trial-{trial.id}")
-                own = study.config_of(trial.point, trial.seed)
-                tracker.trial(trial, config=own.model_dump(mode="json"), run_dir=run_folder(own))
+    mirror = Mirroring(study, turns, tracker)
 
     def conclude(statuses: Sequence[Status]) -> None:
         page = None
         if summarise is not None and any(trial.reports for trial in turns.trials()):
             page = summarise(study.folder)
             say(f"results: {page}")
-        mirror(statuses)
-        tracker.finish(turns.trials(), page)
+        mirror.wait()
+        mirror.write(statuses)
+        tracker.finish(turns.trials(), None if page is None else page.rpartition("/")[2])
 
     try:
-        run_trials(turns, study.folder, slots=slots, say=say, report=report)
-    except Interrupted:
-        conclude(ENDED)
+        run_trials(turns, study.folder, slots=slots, say=say, report=report, meanwhile=mirror.begin)
+    except Exception:
+        try:
+            conclude(ENDED)
+        except Exception as error:  # what ended the study is raised below, and matters more
+            say(f"results could not be written: {error}")
         raise
     conclude((*ENDED, "paused"))
     return _outcome(turns.trials(), say)
+
+
+class Mirroring:
+    """Writes a study's trials to W&B while it runs: in a thread of its own, so that waiting for a network never delays
+    the driver's answer to Ctrl-C. One thread at a time."""
+
+    def __init__(self, study: Study, turns: Turns, tracker: StudyTracker) -> None:
+        self._study, self._turns, self._tracker = study, turns, tracker
+        self._thread: threading.Thread | None = None
+        self._began = -math.inf
+
+    def begin(self) -> None:
+        """Start to write what has ended since, every `MIRROR_EVERY_S` seconds, unless that still goes on."""
+        now = time.monotonic()
+        busy = self._thread is not None and self._thread.is_alive()
+        if busy or not self._tracker.active or now - self._began < MIRROR_EVERY_S:
+            return
+        self._began = now
+        self._thread = threading.Thread(target=self.write, args=(ENDED,), daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until nothing is being written any more."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def write(self, statuses: Sequence[Status]) -> None:
+        """Write all trials of these statuses whose turns are over and that were not written as they are now."""
+        trials = [trial for trial in self._turns.trials() if trial.status in statuses and self._tracker.lacks(trial)]
+        running = self._turns.running()  # a trial is stopped while its process still writes the checkpoint
+        for trial in trials:
+            if trial.id not in running and self._study.refusal(trial.point) is None:
+                own = self._study.config_of(trial.point, trial.seed)
+                self._tracker.trial(trial, config=own.model_dump(mode="json"), run_dir=run_folder(own))
 
 
 def _outcome(trials: Sequence[Trial], say: Say) -> int:

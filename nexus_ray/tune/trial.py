@@ -24,7 +24,7 @@ def run_turn(line: Line, *, report: Callable[[Storage], Any] | None) -> dict[str
     An error of the run itself fails the trial at once; any other (workers that died more often than Train restarts
     them) does so when it comes again.
     """
-    config: RunConfig = line.config()
+    config = unmirrored(line.config())
     began = time.time()
     ended = _run(config, line, report)
     if ended.outcome == "broken":
@@ -33,6 +33,13 @@ def run_turn(line: Line, *, report: Callable[[Storage], Any] | None) -> dict[str
     first, last = _steps(Storage(config.storage).child(config.name), began)
     line.end(replace(ended, outcome=outcome, first_step=first, last_step=last))
     return {"outcome": outcome}
+
+
+def unmirrored(config: RunConfig) -> RunConfig:
+    """The same run without W&B of its own: the study's driver writes it, as one W&B run among those of the study.
+    That changes no fingerprint."""
+    wandb = config.tracking.wandb.model_copy(update={"mode": "disabled"})
+    return config.model_copy(update={"tracking": config.tracking.model_copy(update={"wandb": wandb})})
 
 
 def _run(config: RunConfig, line: Line, report: Callable[[Storage], Any] | None) -> Ended:

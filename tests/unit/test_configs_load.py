@@ -9,9 +9,12 @@ import pytest
 import yaml
 
 from nexus_ray.config import Hardware, load_config, resolve, to_yaml
+from nexus_ray.study.load import load_study
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if "stages" in (yaml.safe_load(p.read_text()) or {}))
+FILES = {path: yaml.safe_load(path.read_text()) or {} for path in sorted((ROOT / "configs").rglob("*.yaml"))}
+CONFIGS = [path for path, data in FILES.items() if "stages" in data]
+STUDIES = [path for path, data in FILES.items() if "space" in data]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -20,7 +23,14 @@ def test_committed_configs_load(path: Path) -> None:
     assert resolve(config, Hardware(cpus=2)).name == config.name
 
 
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_committed_studies_load(path: Path) -> None:
+    study = load_study(path, hardware=Hardware(cpus=2))
+    assert study.config.name == study.folder.name.removesuffix("-study")
+
+
 def test_there_are_configs() -> None:
+    assert {"study.yaml", "full.yaml", "noise.yaml", "fit.yaml", "held_out.yaml"} <= {path.name for path in STUDIES}
     assert {"demo.yaml", "roadmap-hub.yaml"} <= {path.name for path in CONFIGS}
 
 

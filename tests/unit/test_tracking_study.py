@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
@@ -58,12 +62,13 @@ def _read(folder: Path) -> dict[str, OfflineRun]:
 
 def test_a_study_is_one_group_with_everything_in_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trials = [study_trials((0,))[0], Trial(Point({"continual.replay_ratio": 0.9}), 1, "failed", reason="no memory")]
-    (page := tmp_path / "study.html").write_text("<p>study</p>")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "study.html").write_text("<p>study</p>")
     record = _record(tmp_path / "run")
     tracker = StudyTracker(WandbConfig(mode="offline"), tmp_path / "study", name="sweep")
     tracker.trial(trials[0], config=CONFIG, run_dir=record)
     tracker.trial(trials[1], config=CONFIG)
-    tracker.finish(trials, page)
+    tracker.finish(trials, "study.html")
     again = StudyTracker(WandbConfig(mode="offline"), tmp_path / "study", name="sweep")  # a resumed driver
     again.trial(trials[0], config=CONFIG, run_dir=record)
     assert caplog.records == [] and tracker.active
@@ -97,9 +102,84 @@ def test_unreachable_or_off_never_stops_a_study(mode: str, tmp_path: Path, caplo
     tracker = StudyTracker(WandbConfig(mode=mode), tmp_path / "study", name="sweep")  # type: ignore[arg-type]
     with caplog.at_level(logging.WARNING):
         tracker.trial(trials[0], config=CONFIG, run_dir=Storage(str(tmp_path / "nothing")))
-        tracker.finish(trials, tmp_path / "missing.html")
+        tracker.finish(trials, "missing.html")
     assert len(caplog.records) == (mode == "online")
     assert (tmp_path / "study").exists() == (mode == "online")
+
+
+def test_a_paused_trial_that_went_on_takes_the_place_of_what_was_written(tmp_path: Path) -> None:
+    done = study_trials((0,))[0]
+    paused = dataclasses.replace(done, status="paused", reports=done.reports[:1])
+    tracker = StudyTracker(WandbConfig(mode="offline"), tmp_path, name="sweep")
+    tracker.trial(paused, config=CONFIG)
+    assert not tracker.lacks(paused) and tracker.lacks(done)
+    tracker.finish([paused])
+    again = StudyTracker(WandbConfig(mode="offline"), tmp_path, name="sweep")
+    assert not again.lacks(paused) and again.lacks(dataclasses.replace(paused, status="stopped"))
+    again.trial(done, config=CONFIG)
+    again.finish([done])
+    runs = _read(tmp_path)
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 2, "one for the trial, one for the summary"
+    assert [row["tokens"] for row in runs[f"sweep/{done.id}"].history if "objectives/new" in row] == [
+        250_000,
+        500_000,
+        1_000_000,
+    ]
+    assert runs[f"sweep/{done.id}"].summary["status"] == "finished"
+
+
+class Server:
+    """Takes the place of the `wandb` package, online: notes what is logged and used, by W&B run."""
+
+    class Settings:
+        model_fields: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self) -> None:
+        self.logged: list[dict[str, Any]] = []
+        self.used: list[str] = []
+        self.stored: list[str] = []
+        self.summary: dict[str, Any] = {}
+        self.dir = "wandb/run-now/files"
+
+    def init(self, **settings: Any) -> Server:
+        assert settings["mode"] == "online" and settings["resume"] == "allow"
+        return self
+
+    def Table(self, **parts: Any) -> Any:
+        return parts
+
+    def Artifact(self, name: str, **parts: Any) -> Any:
+        return SimpleNamespace(name=name, new_file=lambda file: open("/dev/null", "w"), add_file=lambda path: None)
+
+    def define_metric(self, *names: str, **parts: Any) -> None: ...
+
+    def log(self, values: dict[str, Any]) -> None:
+        self.logged.append(values)
+
+    def use_artifact(self, artifact: Any) -> None:
+        self.used.append(artifact.name)
+
+    def log_artifact(self, artifact: Any) -> None:
+        self.stored.append(artifact.name)
+
+    def finish(self, exit_code: int) -> None: ...
+
+
+def test_online_a_run_uses_its_data_and_is_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server()
+    monkeypatch.setitem(sys.modules, "wandb", server)  # type: ignore[arg-type]
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    done = study_trials((0,))[0]
+    paused = dataclasses.replace(done, status="paused", reports=done.reports[:1])
+    record = _record(tmp_path / "run")
+    StudyTracker(WandbConfig(mode="online"), tmp_path / "study", name="sweep").trial(paused, config=CONFIG)
+    tracker = StudyTracker(WandbConfig(mode="online"), tmp_path / "study", name="sweep")
+    tracker.trial(done, config=CONFIG, run_dir=record)
+    assert tracker.active
+    sent = [values["tokens"] for values in server.logged if "objectives/new" in values]
+    assert sent == [250_000, 500_000, 1_000_000], "no report twice"
+    assert server.used == ["data-french-9c05"]
+    assert [name.partition("-")[0] for name in server.stored] == ["report", "model"]
 
 
 def test_a_torn_run_record_ends_the_mirror_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -97,9 +97,11 @@ def test_the_winner_keeps_the_bound_and_rivals_are_told_apart() -> None:
 
 def test_only_finished_trials_are_candidates() -> None:
     trials = [*study_trials((0,)), trial({"a": 1}, 0, 5.0, 0.0, status="stopped"), Trial(Point({"a": 2}), 0, "failed")]
+    trials += [trial({"a": 3}, seed, 5.0, 0.0, status="paused") for seed in (0, 1)]
     front = study_front(trials)
     assert len(front.members) == 18 and {"1 trials were stopped early and are no candidates here."} < set(front.remarks)
-    assert common_tokens(trials) == 250_000 and len(grouped(trials, tokens=250_000)) == 19
+    assert "2 trials are paused at a rung, short of their budgets, and are no candidates here." in front.remarks
+    assert common_tokens(trials) == 250_000 and len(grouped(trials, tokens=250_000)) == 20
 
 
 def test_wrong_axes_and_empty_studies_are_refused() -> None:

@@ -16,7 +16,7 @@ from nexus_ray.study.advice import best_ratio, fit_laws, held_out, left_out
 from nexus_ray.study.fitting import fit, huber
 from nexus_ray.study.law_forms import LAWS
 from nexus_ray.study.laws import Measurement, fit_law, outside, settings_of
-from nexus_ray.study.measured import from_run, from_trials
+from nexus_ray.study.measured import BUDGET, from_run, from_trials
 from tests.study_views import RATIO, law_measurements, law_truth, study_trials, trial
 
 THIRD = 2.5e6
@@ -101,11 +101,21 @@ def test_a_third_budget_is_predicted_far_better_than_by_the_nearest_run() -> Non
 def test_ratios_left_out_beat_the_baseline_and_have_an_interval() -> None:
     laws = fit_laws(law_measurements(), draws=40)
     for error in (laws.new_error, laws.forgetting_error):
+        assert error is not None
         assert error.error < error.baseline and error.interval is not None
         assert error.interval[0] <= error.error <= error.interval[1]
         assert {row.ratio for row in error.rows} == {0.0, 0.01, 0.05, 0.1, 0.25}
     by_budget = settings_of(law_measurements(), "new")
     assert left_out("tokens", by_budget, by="tokens").error < 0.25  # one budget alone says little: see its prior
+
+
+def test_too_few_ratios_to_leave_one_out_give_the_simpler_law_and_no_error() -> None:
+    rows = [m for m in law_measurements() if m.ratio in (0.0, 0.05, 0.25)]
+    laws = fit_laws(rows, draws=20)
+    assert (laws.new.law.name, laws.forgetting.law.name) == ("tokens", "injected")
+    assert laws.new_error is None and laws.forgetting_error is None
+    with pytest.raises(DataError, match="at least four"):
+        fit_laws([m for m in rows if m.tokens > 5e5])
 
 
 def test_the_best_ratio_is_that_of_the_truth_and_the_interval_holds_it() -> None:
@@ -158,6 +168,10 @@ def test_measurements_of_trials_and_of_runs(tmp_path: Path) -> None:
     assert rows[0].new > 0 and from_trials([trial({RATIO: 0.1}, 0, -2.0, 0.3, status="stopped")]) == []
     with pytest.raises(DataError, match="settings of other knobs"):
         from_trials(study_trials())
+    two = [trial({RATIO: r, BUDGET: b}, 0, -2.0, 0.3) for r in (0.0, 0.1) for b in (1, 2)]
+    assert len(from_trials(two)) == 4
+    named = [trial({RATIO: r, "budget": b}, 0, -2.0, 0.3) for r in (0.0, 0.1) for b in ("short", "long")]
+    assert len(from_trials(named, budgets=["budget"])) == 4
     run = {"outcome": "done", "stages": [{"tokens": 9}], "seeds": {"seed": 3}}
     scores = {"domains": ["fr", "en"], "bits_per_byte": [[4.0, 1.5], [2.0, 2.25]]}
     (tmp_path / "run.json").write_text(json.dumps(run))

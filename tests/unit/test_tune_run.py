@@ -1,0 +1,177 @@
+"""What a study's driver does around its trials, without Ray: W&B beside them, and the conclusion however they end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nexus_ray.roadmap
+import nexus_ray.tune
+import nexus_ray.tune.driver
+from nexus_ray.config import RunConfig, fingerprint
+from nexus_ray.errors import ConfigError, Interrupted, NexusError, TrainingError
+from nexus_ray.storage import Storage
+from nexus_ray.study.load import Study
+from nexus_ray.study.turns import Ended, Told, Turns
+from nexus_ray.train.watch import Evaluated
+from nexus_ray.tune.trial import run_turn, unmirrored
+from tests.studies import BASE, a_study
+
+OFFLINE = {"tracking": {"wandb": {"mode": "offline"}}}
+
+
+class Seen:
+    """Takes the place of the W&B mirror: a trial is lacking while its reports or status differ from those written."""
+
+    active = True
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        self.written: dict[str, tuple[int, str]] = {}
+        self.order: list[str] = []
+        self.pages: list[str | None] = []
+
+    def lacks(self, trial: Any) -> bool:
+        return self.written.get(trial.id) != (len(trial.reports), trial.status)
+
+    def trial(self, trial: Any, *, config: dict[str, Any], run_dir: Storage) -> None:
+        assert config["tracking"]["wandb"]["mode"] == "offline" and run_dir.name == config["name"]
+        self.written[trial.id] = len(trial.reports), trial.status
+        self.order.append(trial.id)
+
+    def finish(self, trials: Any, page: str | None = None) -> None:
+        self.pages.append(page)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return a_study(tmp_path, base=OFFLINE, space={"continual.replay_ratio": {"choice": [0.0, 0.05]}})
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    tracker = Seen()
+    monkeypatch.setattr(nexus_ray.tune, "StudyTracker", lambda *args, **named: tracker)
+    monkeypatch.setattr(nexus_ray.tune, "MIRROR_EVERY_S", 0.0)
+    return tracker
+
+
+def conduct(study: Study, monkeypatch: pytest.MonkeyPatch, run_trials: Callable[..., None], **named: Any) -> list[str]:
+    """The driver around `run_trials`; returns what it said."""
+    said: list[str] = []
+    monkeypatch.setattr(nexus_ray.tune.driver, "run_trials", run_trials)
+    turns = Turns(study, events=[], write=lambda event: None)
+    nexus_ray.tune._run(study, turns, 1, say=said.append, report=None, **{"summarise": None, **named})
+    return said
+
+
+def finish_one(turns: Turns) -> str:
+    job = turns.next()
+    assert not isinstance(job, str)
+    turns.answer(Ended(job.trial, "finished", end=Evaluated(900, 900_000, -2.0, 0.1, 1.0, {})))
+    return job.trial
+
+
+def wait_for(condition: Callable[[], bool], meanwhile: Callable[[], None]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        meanwhile()
+        time.sleep(0.01)
+
+
+def test_ended_trials_are_mirrored_while_the_study_runs(
+    study: Study, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_trials(turns: Turns, folder: Storage, *, meanwhile: Callable[[], None], **named: Any) -> None:
+        first = finish_one(turns)
+        wait_for(lambda: seen.order == [first], meanwhile)
+        finish_one(turns)
+
+    conduct(study, monkeypatch, run_trials)
+    assert len(seen.order) == 2 and seen.pages == [None]
+
+
+def test_a_stopped_trial_is_mirrored_once_its_turn_is_over(
+    tmp_path: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping = {"rule": "median", "rungs": [0.5], "grace": 1, "max_signal": {"loss": 1.0}}
+    one = a_study(tmp_path, base=OFFLINE, space={"continual.replay_ratio": {"choice": [0.05]}}, stopping=stopping)
+
+    def run_trials(turns: Turns, folder: Storage, *, meanwhile: Callable[[], None], **named: Any) -> None:
+        job = turns.next()
+        assert not isinstance(job, str)
+        high = Evaluated(100, 100_000, -2.0, 0.1, 1.0, {"loss": 2.0})
+        assert turns.answer(Told(job.trial, high)) == "stop"
+        for _ in range(20):
+            meanwhile()
+            time.sleep(0.01)
+        assert seen.order == [], "its process still writes the checkpoint"
+        turns.answer(Ended(job.trial, "stopped"))
+        wait_for(lambda: seen.order == [job.trial], meanwhile)
+
+    conduct(one, monkeypatch, run_trials)
+    assert len(seen.order) == 1
+
+
+@pytest.mark.parametrize("error", [TrainingError("Tune broke"), Interrupted("stopped"), RuntimeError("a bug")])
+def test_what_a_study_came_to_is_written_however_it_ends(
+    error: Exception, study: Study, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_trials(turns: Turns, folder: Storage, **named: Any) -> None:
+        finish_one(turns)
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        conduct(study, monkeypatch, run_trials, summarise=lambda folder: folder.child("report.html").uri)
+    assert len(seen.order) == 1 and seen.pages == ["report.html"]
+
+
+def test_a_conclusion_that_fails_does_not_hide_why_the_study_ended(
+    study: Study, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def run_trials(turns: Turns, folder: Storage, **named: Any) -> None:
+        finish_one(turns)
+        raise TrainingError("Tune broke")
+
+    def summarise(folder: Storage) -> str:
+        raise ConfigError("storage: the disk is full")
+
+    monkeypatch.setattr(nexus_ray.tune.driver, "run_trials", run_trials)
+    turns = Turns(study, events=[], write=lambda event: None)
+    with pytest.raises(TrainingError, match="Tune broke"):
+        nexus_ray.tune._run(study, turns, 1, say=said.append, report=None, summarise=summarise)
+    assert said[-1] == "results could not be written: storage: the disk is full"
+
+
+def test_a_trial_runs_without_a_mirror_of_its_own(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = study.config_of(None, 0)
+    assert own.tracking.wandb.mode == "offline"
+    ran: list[RunConfig] = []
+
+    def run_roadmap(config: RunConfig, **named: Any) -> None:
+        ran.append(config)
+        raise NexusError("enough")
+
+    monkeypatch.setattr(nexus_ray.roadmap, "run_roadmap", run_roadmap)
+
+    class Line:
+        trial = "t"
+        ended: Any = None
+
+        def config(self) -> RunConfig:
+            return own
+
+        def end(self, message: Ended) -> None:
+            self.ended = message
+
+    line = Line()
+    assert run_turn(line, report=None) == {"outcome": "failed"}  # type: ignore[arg-type]
+    assert line.ended.reason == "enough" and ran[0].tracking.wandb.mode == "disabled"
+    assert fingerprint(ran[0]) == fingerprint(own) and ran[0] == unmirrored(own)
+    assert BASE.get("tracking") is None and ran[0].name == own.name
