@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 import time
@@ -210,18 +211,27 @@ def test_a_shard_is_closed_when_it_ends_and_the_next_is_opened_when_it_is_needed
     assert most[0] < 10
 
 
-def test_shards_that_come_later_join_the_stream(tmp_path: Path, server: FaultServer) -> None:
-    spec, ledger = planned(tmp_path, server, prompts=8, shard_requests=4)
-    server.delay_s = 0.1
-    asked, shards = itertools.count(), iter(ledger.open_shards())
+def test_shards_that_come_later_join_the_stream(tmp_path: Path) -> None:
+    turns = itertools.count()
 
-    def open_next() -> ShardLog | None:
-        return ledger.write(shard) if next(asked) % 2 == 0 and (shard := next(shards, None)) is not None else None
+    class Staggered(FaultServer):
+        """The first shard's answers come one after another, so that three are in flight when the first is there."""
 
-    with Line(teacher(server, in_flight=8)) as line:
-        while ledger.open_shards() and not all(map(ledger.is_complete, ledger.open_shards())):
+        async def _reply(self, *args: Any) -> Any:
+            await asyncio.sleep(0.3 * min(next(turns), 4))
+            return await super()._reply(*args)
+
+    with Staggered() as server:
+        spec, ledger = planned(tmp_path, server, prompts=8, shard_requests=4)
+        asked, shards = itertools.count(), iter(ledger.open_shards())
+
+        def open_next() -> ShardLog | None:
+            return ledger.write(shard) if next(asked) != 1 and (shard := next(shards, None)) is not None else None
+
+        with Line(teacher(server, in_flight=8)) as line:
             work_shards(open_next, line, AnswerJudge(spec))
-    assert len(server.calls) == 16 and max(call.in_flight for call in server.calls) > 4
+        assert not ledger.open_shards() or all(map(ledger.is_complete, ledger.open_shards()))
+        assert len(server.calls) == 16 and max(call.in_flight for call in server.calls) > 4
 
 
 def test_a_line_keeps_its_connections_and_gives_them_back(tmp_path: Path, server: FaultServer) -> None:
