@@ -188,7 +188,8 @@ def _memory_line(config: RunConfig) -> str:
     total = mib.pop("total")
     rest = ", ".join(f"{name} {size:,.0f}" for name, size in mib.items())
     cluster, training = config.cluster, config.training
-    device = "GPU" if cluster.use_gpu else f"{cluster.cpus_per_worker} threads"
+    share = "GPU" if cluster.gpus_per_worker == 1 else f"{cluster.gpus_per_worker:g} of a GPU"
+    device = share if cluster.use_gpu else f"{cluster.cpus_per_worker} threads"
     engine = f"{cluster.num_workers} worker(s), {device}, {training.precision}, ZeRO {training.zero_stage}"
     return f"memory per worker: about {total:,.0f} MiB ({rest}); {engine}"
 

@@ -118,6 +118,7 @@ def hardware(config: RunConfig) -> dict[str, Any]:
         "num_workers": config.cluster.num_workers,
         "cpus_per_worker": config.cluster.cpus_per_worker,
         "use_gpu": config.cluster.use_gpu,
+        "gpus_per_worker": config.cluster.gpus_per_worker if config.cluster.use_gpu else 0.0,
     }
 
 
@@ -129,15 +130,19 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
+NO_SOURCE = ":(exclude)tests/benchmarks/results"
+
+
 def source_commit() -> tuple[str | None, bool]:
-    """Commit of the source tree this package runs from, and whether it has changes; (None, False) outside of git."""
+    """Commit of the source tree this package runs from, and whether it has changes (other than records of benchmarks);
+    (None, False) outside of git."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None, False
     try:
         run = {"cwd": root, "capture_output": True, "text": True, "timeout": 10, "check": True}
         commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
-        status = subprocess.run(["git", "status", "--porcelain", "-uno"], **run).stdout  # type: ignore[call-overload]
+        status = subprocess.run(["git", "status", "--porcelain", "-uno", "--", ".", NO_SOURCE], **run).stdout  # type: ignore[call-overload]
     except (OSError, subprocess.SubprocessError):
         return None, False
     return commit, bool(status.strip())

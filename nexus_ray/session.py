@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import shutil
 import socket
@@ -66,7 +65,8 @@ class Demand:
 
     workers: int
     cpus_per_worker: int
-    gpus: int
+    gpus: float
+    """Of all workers together."""
 
     @property
     def cpus(self) -> int:
@@ -134,14 +134,14 @@ def stage_demands(config: RunConfig) -> list[Demand]:
     demands = []
     for index in range(len(config.stages)):
         cluster = stage_config(config, index).cluster
-        gpus = cluster.num_workers if cluster.use_gpu else 0
+        gpus = cluster.num_workers * cluster.gpus_per_worker if cluster.use_gpu else 0
         demands.append(Demand(cluster.num_workers, cluster.cpus_per_worker or 1, gpus))
     return demands
 
 
 def job_demand(job: SynthesisConfig) -> Demand:
     """What a synthesis job asks of the cluster."""
-    return Demand(job.workers, job.cpus_per_worker, math.ceil(job.workers * job.worker_gpus))
+    return Demand(job.workers, job.cpus_per_worker, job.workers * job.worker_gpus)
 
 
 def _join(address: str, added: Mapping[str, str]) -> None:
@@ -259,7 +259,7 @@ def check_fits(demand: Demand, nodes: list[dict[str, float]]) -> None:
     if demand.gpus > gpus:
         way_out = f"lower cluster.num_workers to {gpus}" if gpus else "set cluster.use_gpu: false"
         raise ConfigError(
-            f"cluster.use_gpu=True and {asked} need {demand.gpus} GPUs, but {has}; {way_out}, or add GPU nodes"
+            f"cluster.use_gpu=True and {asked} need {demand.gpus:g} GPUs, but {has}; {way_out}, or add GPU nodes"
         )
     if demand.cpus + SPARE_CPUS > cpus:
         fitting = max(0, cpus - SPARE_CPUS) // demand.cpus_per_worker
@@ -272,17 +272,27 @@ def check_fits(demand: Demand, nodes: list[dict[str, float]]) -> None:
             f"{asked} needs {demand.cpus} CPUs for training and {SPARE_CPUS} more for data tasks, but {has}; "
             f"{way_out}, or add nodes"
         )
-    places = sum(int(_places(demand, node)) for node in nodes)
-    if places < demand.workers:
+    found = sum(_places(demand, node) for node in nodes)
+    if found < demand.workers:
         raise ConfigError(
-            f"{asked}: only {places} such workers find room, since one worker stays on one node and {has}; "
+            f"{asked}: only {found} such workers find room, since one worker stays on one node and {has}; "
             "lower cluster.cpus_per_worker or cluster.num_workers, or add nodes"
         )
 
 
 def _places(demand: Demand, node: dict[str, float]) -> int:
-    by_cpu = int(node.get("CPU", 0)) // demand.cpus_per_worker
-    return min(by_cpu, int(node.get("GPU", 0))) if demand.gpus else by_cpu
+    return places(node, int(node.get("CPU", 0)), demand.cpus_per_worker, demand.gpus / demand.workers)
+
+
+def places(node: Mapping[str, float], cpus: int, cpus_per_worker: int, gpus_per_worker: float) -> int:
+    """Workers that find room on a node of which so many CPUs are whole; those with a share of a GPU stay on one."""
+    by_cpu = max(0, cpus) // cpus_per_worker
+    if not gpus_per_worker:
+        return by_cpu
+    gpus = int(node.get("GPU", 0))
+    if gpus_per_worker >= 1:
+        return min(by_cpu, int(gpus // gpus_per_worker))
+    return min(by_cpu, gpus * int(1 / gpus_per_worker + 1e-9))
 
 
 def in_ray_job() -> bool:

@@ -194,6 +194,25 @@ def _model_sources_agree(config: RunConfig) -> Iterator[Fault]:
         )
 
 
+def _gpu_shares_agree(config: RunConfig) -> Iterator[Fault]:
+    cluster = config.cluster
+    if cluster.gpus_per_worker == 1:
+        return
+    if not cluster.use_gpu:
+        yield Fault(
+            "cluster.gpus_per_worker",
+            f"={cluster.gpus_per_worker:g} is a share of a GPU, and cluster.use_gpu is false; set that, or drop this",
+            related=("cluster.use_gpu",),
+        )
+    elif cluster.num_workers > 1:
+        yield Fault(
+            "cluster.gpus_per_worker",
+            f"={cluster.gpus_per_worker:g} with cluster.num_workers={cluster.num_workers} would put two workers of one "
+            "run on one GPU, which NCCL refuses; set cluster.num_workers: 1, or drop the share",
+            related=("cluster.num_workers",),
+        )
+
+
 def _methods_agree(config: RunConfig) -> Iterator[Fault]:
     """At most one method per stage, and nothing beside it that does not combine with it."""
     continual, keep = config.continual, config.continual.keep
@@ -339,10 +358,17 @@ RUN_CHECKS: tuple[Check, ...] = (
     _sequence_fits_model,
     _model_sources_agree,
     _methods_agree,
+    _gpu_shares_agree,
     control_can_work,
     control_has_work,
 )
 """Checked once per run."""
 
-STAGE_CHECKS: tuple[Check, ...] = (_domains_exist, _model_sources_agree, _methods_agree, control_can_work)
+STAGE_CHECKS: tuple[Check, ...] = (
+    _domains_exist,
+    _model_sources_agree,
+    _methods_agree,
+    _gpu_shares_agree,
+    control_can_work,
+)
 """Checked again with each stage's overrides applied."""

@@ -221,6 +221,10 @@ class ClusterConfig(Section):
     num_workers: int = Field(1, ge=1)
     """Training processes."""
     use_gpu: bool = False
+    """One GPU for each training process, or a share of one."""
+    gpus_per_worker: float = Field(1.0, gt=0.0, le=1.0)
+    """Of `use_gpu`: less than 1 lets several runs of a study share a GPU; the process is held to that share of its
+    memory. Only with one worker: NCCL refuses two of one run on one GPU."""
     cpus_per_worker: int | None = Field(None, ge=1)
     """CPU threads of one training process; default: this machine's cores divided by the workers, 4 beside a GPU."""
     address: str | None = None

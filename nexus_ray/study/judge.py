@@ -15,6 +15,12 @@ points at eta 3 with rungs at 1/9 and 1/3 take 24 x 1/9 + 8 x 2/9 + 2 x 2/3 = 5.
 On the recorded curves of 27 runs of configs/experiments/methods (rungs at 0.2 and 0.4, 2,000 random orders) promotion
 takes 33 % of the tokens always, stopping 39 % on average and up to 70 %; on 12 runs of configs/experiments/replay 32 %
 against 45 % and up to 87 %. Both find the best run, or one within 0.001 bits per byte of it.
+
+There is no population-based training. It lets a trial go on from the weights of a better one with other settings. The
+hand-over would be sound here (a stage starts from another's checkpoint by `model.init_from`), but what wins is then a
+schedule along a chain of runs and not a point: no config repeats it, its seeds are no replicates, and no two trials
+read the same rows. What it is wanted for, settings that change while a stage runs, is what `continual.on_forgetting:
+control` does within one run that its plan repeats.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nexus_ray.errors import ConfigError
-from nexus_ray.session import SPARE_CPUS, Demand
+from nexus_ray.session import SPARE_CPUS, Demand, places
 
 DRIVER_CPUS = 0.01
 """What a trial's driver asks Ray for: Tune cannot place an actor that asks for nothing."""
@@ -75,14 +75,7 @@ def _cpus(node: Node) -> int:
 
 
 def _places(need: Need, node: Node, cpus: int) -> int:
-    """Workers that find room on a node of which so many CPUs are whole."""
-    by_cpu = max(0, cpus) // need.cpus_per_worker
-    if not need.gpus_per_worker:
-        return by_cpu
-    gpus = int(node.get("GPU", 0))
-    if need.gpus_per_worker >= 1:
-        return min(by_cpu, int(gpus // need.gpus_per_worker))
-    return min(by_cpu, gpus * int(1 / need.gpus_per_worker + 1e-9))
+    return places(node, cpus, need.cpus_per_worker, need.gpus_per_worker)
 
 
 def concurrent_trials(need: Need, nodes: Sequence[Node], most: int | None) -> int:

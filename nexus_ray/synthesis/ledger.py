@@ -5,6 +5,7 @@
     accepted/ rejected/ review/ manifest.json
                           rows in plan order, and the list that counts     (commit.py, parts.py)
     decisions.jsonl       what people decided on flagged rows              (decisions.py)
+    judge.json            how good the judging model is on its golden set  (validators/calibration.py)
     stats.json            the figures                                      (counts.py)
 
 A worker takes a shard, asks what `pending` says and logs what comes; one process commits. Killed anywhere, at any

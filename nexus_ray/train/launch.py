@@ -44,7 +44,7 @@ def fit(job: StageJob, *, on_signal: Callable[[], None] = lambda: None) -> dict[
     cluster = job.config.cluster
     resources: dict[str, float] = {"CPU": float(cluster.cpus_per_worker or 1)}
     if cluster.use_gpu:
-        resources["GPU"] = 1.0
+        resources["GPU"] = cluster.gpus_per_worker
     trainer = _trainer_class()(
         train_worker,
         train_loop_config=pack(job),

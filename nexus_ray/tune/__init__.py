@@ -176,7 +176,7 @@ def local_trials(study: Study, need: Need) -> int:
 def local_demand(need: Need, trials: int) -> Demand:
     """What a local head must be made for, so that so many trials, their drivers and data tasks find room."""
     workers = need.workers * trials
-    gpus = int(need.gpus_per_worker * workers)
+    gpus = need.gpus_per_worker * workers
     more = -(-(trials - 1) // need.cpus_per_worker)  # the head's own spare CPUs are those of one trial
     return Demand(workers + more, need.cpus_per_worker, gpus)
 

@@ -23,6 +23,7 @@ def node(cpus: float, gpus: float = 0) -> dict[str, float]:
         (Demand(1, 2, 0), [node(3)]),
         (Demand(2, 1, 0), [node(3)]),
         (Demand(2, 4, 2), [node(4, 1), node(5, 1)]),
+        (Demand(3, 1, 1.5), [node(4, 2)]),
         (Demand(2, 2, 0), [node(0), node(2), node(3)]),
     ],
 )
@@ -43,6 +44,7 @@ def test_a_cluster_with_room_is_accepted(demand: Demand, nodes: list[dict[str, f
         (Demand(1, 1, 1), [node(8)], ["set cluster.use_gpu: false"]),
         (Demand(1, 4, 0), [node(3), node(3)], ["only 0 such workers", "lower cluster.cpus_per_worker"]),
         (Demand(2, 4, 2), [node(8, 0), node(2, 2)], ["only 0 such workers"]),
+        (Demand(4, 1, 2.4), [node(8, 3)], ["only 3 such workers"]),
     ],
 )
 def test_a_cluster_without_room_is_refused(demand: Demand, nodes: list[dict[str, float]], words: list[str]) -> None:
@@ -60,6 +62,8 @@ def test_a_local_head_accepts_logical_cores_within_reason() -> None:
 def test_the_hungriest_stage_counts() -> None:
     config = resolve(two_stages("stages.1.override={cluster.num_workers: 3}"), Hardware(cpus=6))
     assert stage_demands(config) == [Demand(1, 6, 0), Demand(3, 2, 0)]
+    shared = resolve(two_stages("cluster.use_gpu=true", "cluster.gpus_per_worker=0.25"), Hardware(cpus=8))
+    assert stage_demands(shared)[0] == Demand(1, 4, 0.25)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "ray://head:10001", "http://head:8265"])

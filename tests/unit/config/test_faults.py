@@ -102,6 +102,14 @@ def test_a_fault_names_path_value_rule_and_way_out(override: str, expected: str 
             "model.init_from='x' and model.source",
         ),
         (["model.attention=flash_attention_2"], "needs GPUs; set cluster.use_gpu: true"),
+        (
+            ["cluster.gpus_per_worker=0.5"],
+            "=0.5 is a share of a GPU, and cluster.use_gpu is false",
+        ),
+        (
+            ["cluster.gpus_per_worker=0.5", "cluster.use_gpu=true", "cluster.num_workers=2"],
+            "two workers of one run on one GPU, which NCCL refuses; set cluster.num_workers: 1",
+        ),
         (["continual.alpha=0.5", "continual.replay_ratio=0"], "continual: alpha=0.5 weighs a replay loss"),
         (["stages.1.override={training.seq_len: 128}"], "must be the same in all stages"),
         (["stages.1.override={seed: 3}"], "stages.1.override.seed=3: cannot differ between stages"),

@@ -72,6 +72,11 @@ def test_the_hungriest_stage_counts() -> None:
     assert need_of([Demand(1, 4, 0), Demand(2, 1, 2)]) == Need(2, 4, 1.0)
 
 
+def test_trials_with_a_share_of_a_gpu_lie_side_by_side() -> None:
+    assert capacity(Need(1, 1, 0.3), [{"CPU": 64, "GPU": 2}]) == 6
+    assert capacity(Need(1, 1, 1.0), [{"CPU": 64, "GPU": 2}]) == 2
+
+
 def test_at_most_as_many_as_asked_for() -> None:
     assert concurrent_trials(Need(1, 1), [{"CPU": 64}], 3) == 3
     assert concurrent_trials(Need(1, 1), [{"CPU": 6}], None) == 2
