@@ -21,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analyse import mean_cell, table
+from scatter import COLOURS, INK, WIDTH, Dot, document, panel
 
 BASE, OLD, PLAIN = "base", "english", "full"
 
@@ -157,61 +158,18 @@ def sequence(cells: list[Cell]) -> str:
 
 # --- the plot ------------------------------------------------------------------------------------------------------
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 520, 420, 60, 50, 36
 ARMS = ("full", "replay05", "lora08", "lora32", "expand4", "expand2", "osft25", "l2", "kl05", "wise", "lora08merge")
-INK = "#222222"
-COLOURS = ("#222222", "#1b6ca8", "#c0392b", "#e08e45", "#3c8d40", "#7fb069", "#7d3c98", "#b0a000", "#d16ba5", "#5f6a6a")
+LABELS = ("forgotten, nats per token (less is better) →", "↑ learned, nats per token")
 
 
-@dataclass(frozen=True)
-class Dot:
-    label: str
-    x: list[float]
-    y: list[float]
-    """One value per seed."""
-
-
-def panel(title: str, dots: Sequence[Dot], lines: Sequence[tuple[str, list[tuple[float, float]]]], left: int) -> str:
-    """A scatter of means with the seeds' range as bars; `lines` join one method's learning rates."""
-    xs = [x for dot in dots for x in dot.x] + [x for _, line in lines for x, _ in line]
-    ys = [y for dot in dots for y in dot.y] + [y for _, line in lines for _, y in line]
-    low_x, low_y = min(0.0, *xs), min(ys)
-    span_x, span_y = (max(xs) - low_x) * 1.12 or 1.0, (max(ys) - low_y) * 1.1 or 1.0
-    low_y -= 0.05 * span_y
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        across, up = (x - low_x) / span_x, (y - low_y) / span_y
-        return left + LEFT + across * (WIDTH - LEFT - 20), HEIGHT - BOTTOM - up * (HEIGHT - BOTTOM - TOP)
-
-    colours = {dot.label: COLOURS[ARMS.index(dot.label) % len(COLOURS)] if dot.label in ARMS else INK for dot in dots}
-    out = [f'<text x="{left + LEFT}" y="20" font-weight="bold">{title}</text>']
-    x0, y0 = at(low_x, low_y)
-    x1, y1 = at(low_x + span_x, low_y + span_y)
-    out.append(f'<path d="M{x0:.0f} {y1:.0f}V{y0:.0f}H{x1:.0f}" fill="none" stroke="#999"/>')
-    for k in range(5):
-        tick_x, tick_y = low_x + span_x * k / 4, low_y + span_y * k / 4
-        out.append(f'<text x="{at(tick_x, low_y)[0]:.0f}" y="{y0 + 16:.0f}" text-anchor="middle">{tick_x:.2f}</text>')
-        out.append(f'<text x="{x0 - 6:.0f}" y="{at(low_x, tick_y)[1] + 4:.0f}" text-anchor="end">{tick_y:.2f}</text>')
-    out.append(f'<text x="{x0}" y="{HEIGHT - 12}">forgotten, nats per token (less is better) →</text>')
-    out.append(f'<text x="{x0 + 6}" y="{y1 + 4:.0f}">↑ learned, nats per token</text>')
-    for label, line in lines:
-        points = " ".join("{:.1f},{:.1f}".format(*at(x, y)) for x, y in line)
-        colour = colours.get(label, "#999")
-        out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-dasharray="3 3" opacity="0.7"/>')
-    for dot in dots:
-        x, y = at(mean(dot.x), mean(dot.y))
-        (a, b), (c, d) = at(min(dot.x), min(dot.y)), at(max(dot.x), max(dot.y))
-        colour = colours[dot.label]
-        out.append(f'<path d="M{a:.1f} {y:.1f}H{c:.1f}M{x:.1f} {b:.1f}V{d:.1f}" stroke="{colour}"/>')
-        out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
-        out.append(f'<text x="{x + 7:.1f}" y="{y - 5:.1f}" fill="{colour}">{dot.label}</text>')
-    return "\n".join(out)
+def dot(arm: str, x: list[float], y: list[float]) -> Dot:
+    return Dot(arm, x, y, COLOURS[ARMS.index(arm) % len(COLOURS)] if arm in ARMS else INK)
 
 
 def plot(adaptation: list[Cell], several: list[Cell], rates: list[Cell]) -> str:
     """Both experiments side by side, as an SVG document."""
     dots = [
-        Dot(arm, [c.forgotten(OLD) for c in g], [c.learned(c.new[0]) for c in g]) for arm, g in arms(adaptation).items()
+        dot(arm, [c.forgotten(OLD) for c in g], [c.learned(c.new[0]) for c in g]) for arm, g in arms(adaptation).items()
     ]
     lines = []
     for arm in arms(adaptation):
@@ -219,13 +177,10 @@ def plot(adaptation: list[Cell], several: list[Cell], rates: list[Cell]) -> str:
         line = [(c.forgotten(OLD), c.learned(c.new[0])) for c in rates if c.arm.startswith(f"{arm}-")]
         if line and own:
             lines.append((arm, sorted([*line, (own[0].forgotten(OLD), own[0].learned(own[0].new[0]))])))
-    parts = [panel("One adaptation: English, then French", dots, lines, 0)] if dots else []
-    dots = [Dot(arm, [*map(forgotten_mean, g)], [*map(learned_mean, g)]) for arm, g in arms(several).items()]
-    parts += [panel("A sequence: French, Python, Spanish (means)", dots, [], WIDTH)] if dots else []
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {HEIGHT}" font-family="sans-serif" '
-        f'font-size="11"><rect width="100%" height="100%" fill="white"/>\n' + "\n".join(parts) + "\n</svg>\n"
-    )
+    parts = [panel("One adaptation: English, then French", LABELS, dots, lines)] if dots else []
+    dots = [dot(arm, [*map(forgotten_mean, g)], [*map(learned_mean, g)]) for arm, g in arms(several).items()]
+    parts += [panel("A sequence: French, Python, Spanish (means)", LABELS, dots, left=WIDTH)] if dots else []
+    return document(parts)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

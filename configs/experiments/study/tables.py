@@ -2,6 +2,7 @@
 
     python configs/experiments/study/tables.py front runs        (storage; the study of the full grid's front, as YAML)
     python configs/experiments/study/tables.py tables runs       (whichever of study, full, noise and front are there)
+    python configs/experiments/study/tables.py plot runs         (the grid's points and the winner, as SVG)
 
 New: negated bits per byte of French; forgotten: bits per byte of English; operations in 1e15. Noise: two standard
 deviations over seeds, pooled over the points of noise.yaml. Gap: the full grid's best point that keeps the bound, less
@@ -25,6 +26,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analyse import table
+from scatter import COLOURS, Dot, document, panel
 
 from nexus_ray.report.study import estimate_text, membership
 from nexus_ray.study.front import study_front
@@ -150,6 +152,42 @@ def _row(trial: dict[str, Any]) -> list[Any]:
     return [_words(trial["params"]), trial["seed"], trial["status"], trial["tokens"], *figures]
 
 
+def plot(storage: Path) -> str:
+    """Every point of the full grid by what it forgot and learned; those that no other beats in both stand out."""
+    full, early, more = (load(storage, name) or {"trials": []} for name in ("full", "study", "front"))
+    whole = [trial for trial in full["trials"] if trial["status"] == "finished"]
+    kept = {trial["point"] for trial in early["trials"] if trial["status"] == "finished"}
+    dots: list[Dot] = []
+    for trial in whole:
+        again = [other for other in more["trials"] if other["params"]["point"] == _label(trial["point"])]
+        seeds = [trial, *(other for other in again if other["status"] == "finished")]
+        beaten = any(
+            other["new"] >= trial["new"] and other["forgetting"] <= trial["forgetting"] and other is not trial
+            for other in whole
+        )
+        label = ["" if beaten else _short(trial["params"]), *(["(kept)"] if trial["point"] in kept else [])]
+        colour = COLOURS[1 + METHODS.index(_method(trial["params"]))]
+        x, y = ([seed[key] for seed in seeds] for key in ("forgetting", "new"))
+        dots.append(Dot(" ".join(label).strip(), x, y, colour, faint=beaten))
+    axes = ("English forgotten, bits per byte (less is better) →", "↑ score on French, negated bits per byte")
+    title = "full (blue), LoRA 8 (red), LoRA 32 (orange), 2 new blocks (green); kept: by early stopping to the end"
+    return document([panel(title, axes, dots)])
+
+
+METHODS = ("full", "LoRA 8", "LoRA 32", "2 new blocks")
+
+
+def _method(params: dict[str, Any]) -> str:
+    names = {"full": "full", "expand": "2 new blocks", "lora": f"LoRA {params.get('continual.lora_rank')}"}
+    return names[params["method"]]
+
+
+def _short(params: dict[str, Any]) -> str:
+    return (
+        f"{_method(params)}, {params['continual.replay_ratio']:.0%} replay, warm-up {params['continual.warmup_steps']}"
+    )
+
+
 FIGURES = (("new", 1.0), ("forgetting", 1.0), ("cost", 1e-15))
 
 
@@ -170,10 +208,10 @@ def _verdict(studies: dict[str, dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("front", "tables"))
+    parser.add_argument("what", choices=("front", "tables", "plot"))
     parser.add_argument("storage", nargs="?", default="runs", type=Path)
     args = parser.parse_args(argv)
-    print({"front": front_study, "tables": tables}[args.what](args.storage))
+    print({"front": front_study, "tables": tables, "plot": plot}[args.what](args.storage))
 
 
 if __name__ == "__main__":
