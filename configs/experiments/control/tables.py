@@ -10,8 +10,8 @@ Means over seeds with t-intervals.
 
 The bound is what the 10 % arm forgets, so that among the arms this one holds it closest. What control is worth is asked
 of the curve through the fixed arms of a seed: between neighbours, forgotten and French both go straight with the
-logarithm of the ratio. The controlled arm is compared with the ratio that forgets just the bound, and with the one that
-forgets just what the controlled arm did.
+logarithm of the ratio. Each controlled arm is compared with the ratio that forgets just the bound, and with the one that
+forgets just what the arm did.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from analyse import mean_cell, table
 from nexus_ray.evaluate.hooks import START
 from nexus_ray.evaluate.scores import scores_from_bytes
 
-OLD, NEW, FIXED, HELD = "english", "french", "r10", "control"
+OLD, NEW, FIXED, HELD = "english", "french", "r10", ("control", "eager")
 
 
 @dataclass(frozen=True)
@@ -126,16 +126,18 @@ def on_curve(fixed: Sequence[Cell], forgotten: float) -> tuple[float, float]:
 
 
 def against_curve(cells: Sequence[Cell], limit: float) -> str:
-    """The controlled arm beside the fixed ratios that forget the bound and what it forgot; paired by seed."""
-    held = [cell for cell in cells if cell.arm == HELD]
-    fixed = {cell.seed: [one for one in cells if one.arm != HELD and one.seed == cell.seed] for cell in held}
+    """Each controlled arm beside the fixed ratios that forget the bound and what it forgot; paired by seed."""
     rows = []
-    for what, levels in (("the bound", [limit] * len(held)), (f"what {HELD} did", [cell.forgotten for cell in held])):
-        found = [on_curve(fixed[cell.seed], level) for cell, level in zip(held, levels, strict=True)]
-        less = [cell.new - new for cell, (_, new) in zip(held, found, strict=True)]
-        shares, news = ([pair[k] for pair in found] for k in (0, 1))
-        rows.append([what, mean_cell(shares, ".1%"), mean_cell(news, ".4f"), mean_cell(less, ".4f")])
-    return table(["a fixed ratio that forgets", "replay", NEW, f"{NEW} of {HELD}, less that"], rows)
+    for arm in HELD:
+        held = [cell for cell in cells if cell.arm == arm]
+        fixed = {cell.seed: [one for one in cells if one.arm not in HELD and one.seed == cell.seed] for cell in held}
+        for what, levels in (("the bound", [limit] * len(held)), ("as much", [cell.forgotten for cell in held])):
+            found = [on_curve(fixed[cell.seed], level) for cell, level in zip(held, levels, strict=True)]
+            less = [cell.new - new for cell, (_, new) in zip(held, found, strict=True)]
+            shares, news = ([pair[k] for pair in found] for k in (0, 1))
+            if held:
+                rows.append([arm, what, mean_cell(shares, ".1%"), mean_cell(news, ".4f"), mean_cell(less, ".4f")])
+    return table(["arm", "a fixed ratio that forgets", "replay", NEW, f"{NEW} of the arm, less that"], rows)
 
 
 def tables(cells: Sequence[Cell]) -> str:
@@ -158,10 +160,10 @@ def tables(cells: Sequence[Cell]) -> str:
         rows.append([cell.arm, cell.seed, *(f"{value:.4f}" for value in figures), f"{cell.replay:.1%}"])
     for cell in cells:
         for action in cell.actions:
-            trace.append([cell.seed, action["step"], f"{action['replay_ratio']:.1%}", action["lr_factor"]])
+            trace.append([cell.arm, cell.seed, action["step"], f"{action['replay_ratio']:.1%}", action["lr_factor"]])
             trace[-1].append(action["reason"])
     lost = {arm: mean(cell.forgotten for cell in whole if cell.arm == arm) for arm, *_ in means}
-    fixed = [row for row in means if row[0] != HELD and lost[row[0]] <= limit + 5e-4]  # the bound is rounded
+    fixed = [row for row in means if row[0] not in HELD and lost[row[0]] <= limit + 5e-4]  # the bound is rounded
     best = min(fixed, key=lambda row: mean(c.new for c in whole if c.arm == row[0]))[0] if fixed else "none"
     stopped = [f"{cell.arm} seed {cell.seed}" for cell in cells if cell.outcome == "stopped"]
     head = ["forgotten", "overshoot", "peak", NEW, "cost", "replay", "actions"]
@@ -173,7 +175,7 @@ def tables(cells: Sequence[Cell]) -> str:
             against_curve(whole, limit),
             table(["arm", "seed", "forgotten", "overshoot", "peak", NEW, "replay"], rows),
             "\nWhat the controller did:\n",
-            table(["seed", "after step", "replay ratio", "learning-rate factor", "why"], trace),
+            table(["arm", "seed", "after step", "replay ratio", "learning-rate factor", "why"], trace),
         )
     )
 
