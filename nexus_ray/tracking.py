@@ -1,5 +1,7 @@
 """Mirror a run to Weights & Biases: one W&B run per stage in one group, tokens on the x axis, the scores as a table.
 
+TensorBoard's event files are written beside it, by `tracking_board`.
+
 The run record is the truth and this only a copy, so nothing here may stop or delay training: a missing package, login
 or network, or any failure inside `wandb`, ends in one warning and silence. Configuration is sent without secrets.
 """
@@ -21,6 +23,7 @@ from urllib.parse import urlsplit
 
 from nexus_ray.config.tree import RunConfig, WandbConfig
 from nexus_ray.storage import Storage
+from nexus_ray.tracking_board import Board
 
 _LOG = logging.getLogger(__name__)
 INIT_TIMEOUT_S = 20.0
@@ -101,7 +104,7 @@ class StageTracker:
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Send one line of metrics: its numbers, over its `tokens`."""
-        self._tracker._log(metrics)
+        self._tracker._log_line(metrics)
 
 
 class Mirror:
@@ -287,13 +290,16 @@ class Tracker(Mirror):
     def __init__(self, config: RunConfig, run_dir: Storage | str | Path) -> None:
         super().__init__(config.tracking.wandb, run_dir, group=config.name, stats=config.cluster.use_gpu)
         self._config = config
+        self._board = Board(self._storage, enabled=config.tracking.tensorboard)
 
     @contextmanager
     def stage(self, name: str, index: int) -> Iterator[StageTracker]:
         """The W&B run of one stage: a new one, or the same again after an interruption."""
+        label = f"{index:02d}-{re.sub(r'[^A-Za-z0-9_-]', '-', name)[:40]}"
         self._close()
+        self._board.open(label)
         self._open(
-            f"{index:02d}-{re.sub(r'[^A-Za-z0-9_-]', '-', name)[:40]}",
+            label,
             job_type="stage",
             name=f"{self._group}/{index:02d}-{name}",
             config={**public_config(self._config), "stage": name, "stage_index": index},
@@ -302,7 +308,12 @@ class Tracker(Mirror):
             yield StageTracker(self)
         except BaseException:
             self._close(exit_code=1)
+            self._board.close()
             raise
+
+    def _log_line(self, metrics: Mapping[str, Any]) -> None:
+        self._log(metrics)
+        self._board.log(metrics)
 
     def finish(self, scores: Mapping[str, Any] | None = None, report: str | Path | None = None) -> None:
         """Add the score matrix (the content of `scores.json`) and, if given, the report page; end the last W&B run."""
@@ -311,5 +322,8 @@ class Tracker(Mirror):
                 self._quietly(lambda: self._log_scores(scores), "log the scores")
             if report is not None and Path(report).is_file():
                 self._quietly(lambda: self._log_report(Path(report), f"report-{self._identity}"), "store the report")
+        if scores:
+            self._board.scores(scores)
+        self._board.close()
         self._close()
         self._copy_out()

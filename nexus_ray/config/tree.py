@@ -255,6 +255,8 @@ class WandbConfig(Section):
 
 class TrackingConfig(Section):
     wandb: WandbConfig = Field(default_factory=WandbConfig)
+    tensorboard: bool = False
+    """Also write event files to `<run>/tensorboard/`; `tensorboard --logdir runs` shows all runs side by side."""
     log_every_steps: int = Field(10, ge=1)
     """Progress lines where there is no terminal. `metrics.jsonl` always has every step."""
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import builtins
 import json
 import logging
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from nexus_ray.tracking import Tracker, flatten, has_login, public_config, redact_text
 from tests.record_fixture import demo_config
@@ -128,6 +130,39 @@ def test_any_failure_inside_is_one_warning(tmp_path: Path, at: str, caplog: pyte
     _use(tracker)
     assert tracker._wandb.calls >= 1
     assert len(caplog.records) == 1 and f"{at} broke" in caplog.text and not tracker.active
+
+
+def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """By tag, from TensorBoard event files: a length of 8 bytes, its checksum of 4, the event, its checksum of 4."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for file in sorted(folder.glob("events.out.*")):
+        data, at = file.read_bytes(), 0
+        while at < len(data):
+            (size,) = struct.unpack_from("<Q", data, at)
+            event = Event.FromString(data[at + 12 : at + 12 + size])
+            at += size + 16
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return found
+
+
+def test_event_files_hold_every_number_over_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = demo_config("demo", str(tmp_path), tracking={"tensorboard": True})
+    _use(Tracker(config, tmp_path / "demo"))
+    board = tmp_path / "demo" / "tensorboard"
+    assert sorted(path.name for path in board.iterdir()) == ["00-one", "01-two", "scores"]
+    found = _scalars(board / "01-two")
+    assert list(found) == ["train/loss"] and [step for step, _ in found["train/loss"]] == [8, 16, 24]
+    assert [value for _, value in found["train/loss"]] == pytest.approx([1, 1 / 2, 1 / 3])
+    assert _scalars(board / "scores") == {"bits_per_byte/a": [(0, 3.0), (1, 2.0)], "bits_per_byte/b": [(0, 4.0)]}
+    assert caplog.records == []
+
+
+def test_event_files_that_cannot_be_written_are_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "tensorboard").write_text("in the way")
+    _use(Tracker(demo_config("demo", str(tmp_path), tracking={"tensorboard": True}), tmp_path / "demo"))
+    assert ["tracking.tensorboard" in record.message for record in caplog.records] == [True]
 
 
 def test_an_error_of_training_passes_through(tmp_path: Path) -> None:
