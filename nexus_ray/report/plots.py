@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -157,15 +158,31 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(step * place, 12) for place in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def short(value: float) -> str:
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """Ticks in words: short, but with as many digits as tell them apart and say where they are."""
+    distinct = sorted(set(values))
+    gap = min((above - below for below, above in pairwise(distinct)), default=math.inf)
+    for digits in range(4, 12):
+        found = [short(value, digits) for value in values]
+        if all(abs(value - _read(text)) <= gap / 20 for value, text in zip(values, found, strict=True)):
+            return found
+    return found
+
+
+def _read(text: str) -> float:
+    scale = {"T": 1e12, "B": 1e9, "M": 1e6, "k": 1e3}.get(text[-1], 1.0)
+    return float(text.rstrip("TBMk")) * scale
+
+
+def short(value: float, digits: int = 4) -> str:
     """A number for an axis: 12k, 3.5M, 0.002."""
     size = abs(value)
     for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if size >= limit:
-            return f"{value / limit:.4g}{suffix}"
+            return f"{value / limit:.{digits}g}{suffix}"
     if size and size < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-")
-    return f"{value:.4g}"
+        return f"{value:.{digits - 4}e}".replace("e-0", "e-")
+    return f"{value:.{digits}g}"
 
 
 # --- drawings --------------------------------------------------------------------------------------------------
@@ -190,15 +207,15 @@ def _path(scale: _Scale, xs: Sequence[float], ys: Sequence[float]) -> str:
 
 def _axes(scale: _Scale, x_ticks: Sequence[float], *, grid_x: bool = False) -> list[str]:
     out, right, bottom = [], scale.width - _RIGHT, scale.height - _BOTTOM
-    for value in scale.y_ticks:
+    for value, label in zip(scale.y_ticks, tick_labels(scale.y_ticks), strict=True):
         y = scale.y(value)
         out.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        out.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{short(value)}</text>')
-    for value in x_ticks:
+        out.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{label}</text>')
+    for value, label in zip(x_ticks, tick_labels(x_ticks), strict=True):
         x = scale.x(value)
         if grid_x:
             out.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}"/>')
-        out.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{short(value)}</text>')
+        out.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{label}</text>')
     return out
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup, escape
 
-from nexus_ray.report.plots import Chart, Series, colour_class, line_chart, short, ticks
+from nexus_ray.report.plots import Chart, Series, colour_class, line_chart, short, tick_labels, ticks
 from nexus_ray.study.advice import Laws
 from nexus_ray.study.effects import KnobEffect
 from nexus_ray.study.laws import Fitted
@@ -50,7 +50,7 @@ class Axis:
             return [(self.place(value), str(value)) for value in self.values]
         numbers = sorted({float(value) for value in self.values})  # type: ignore[arg-type]
         shown = numbers if len(numbers) <= 6 else [numbers[0], *self._between(numbers), numbers[-1]]
-        return [(self.place(value), short(value)) for value in shown]
+        return [(self.place(value), label) for value, label in zip(shown, tick_labels(shown), strict=True)]
 
     def _between(self, numbers: Sequence[float]) -> list[float]:
         inner = [x for x in ticks(numbers[0], numbers[-1], 4) if numbers[0] < x < numbers[-1]]
@@ -130,9 +130,10 @@ def dots(effect: KnobEffect, *, title: str, note: str, colour: int, better: str)
         return bottom - (value - low) / (high - low) * (bottom - top)
 
     body = []
-    for tick in ticks(low, high, 4):
+    marks = ticks(low, high, 4)
+    for tick, label in zip(marks, tick_labels(marks), strict=True):
         body.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        body.append(f'<text class="tick" x="{left - 6}" y="{y(tick) + 3.5:.1f}" text-anchor="end">{short(tick)}</text>')
+        body.append(f'<text class="tick" x="{left - 6}" y="{y(tick) + 3.5:.1f}" text-anchor="end">{label}</text>')
     step = (width - left - right) / len(levels)
     for place, level in enumerate(levels):
         x = left + (place + 0.5) * step

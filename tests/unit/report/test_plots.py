@@ -24,6 +24,7 @@ from nexus_ray.report.plots import (
     scatter,
     short,
     smooth,
+    tick_labels,
     ticks,
 )
 
@@ -85,6 +86,13 @@ def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None
 )
 def test_short_numbers(value: float, text: str) -> None:
     assert short(value) == text
+
+
+def test_no_two_ticks_read_alike() -> None:
+    assert tick_labels([-1.9365, -1.936, -1.9355]) == ["-1.9365", "-1.936", "-1.9355"]
+    assert tick_labels([1000.5, 1000.0]) == ["1.0005k", "1k"]
+    assert tick_labels([1.04e-4, 1.0e-4]) == ["1.04e-4", "1.00e-4"]
+    assert tick_labels([0.0, 0.5]) == ["0", "0.5"] and tick_labels([]) == []
 
 
 def test_a_chart_draws_its_series_bands_and_data() -> None:
