@@ -10,8 +10,8 @@ Means over seeds with t-intervals.
 
 The bound is what the 10 % arm forgets, so that among the arms this one holds it closest. What control is worth is asked
 of the curve through the fixed arms of a seed: between neighbours, forgotten and French both go straight with the
-logarithm of the ratio. Each controlled arm is compared with the ratio that forgets just the bound, and with the one that
-forgets just what the arm did.
+logarithm of the ratio. Each controlled arm is compared with the ratio that forgets just the bound, and with the one
+that forgets just what the arm did.
 """
 
 from __future__ import annotations
