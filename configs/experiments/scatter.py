@@ -56,10 +56,10 @@ def panel(title: str, labels: tuple[str, str], dots: Sequence[Dot], lines: Seque
     for dot in dots:
         x, y = at(fmean(dot.x), fmean(dot.y))
         (a, b), (c, d) = at(min(dot.x), min(dot.y)), at(max(dot.x), max(dot.y))
-        out.append(f'<g opacity="{0.35 if dot.faint else 1}">')
+        out.append(f'<g opacity="{0.45 if dot.faint else 1}">')
         out.append(f'<path d="M{a:.1f} {y:.1f}H{c:.1f}M{x:.1f} {b:.1f}V{d:.1f}" stroke="{dot.colour}"/>')
-        out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{3 if dot.faint else 4}" fill="{dot.colour}"/>')
-        out.append(f'<text x="{x + 7:.1f}" y="{y - 5:.1f}" fill="{dot.colour}">{dot.label}</text></g>')
+        out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{3 if dot.faint else 4}" fill="{dot.colour}"/></g>')
+        out.append(f'<text x="{x + 7:.1f}" y="{y - 5:.1f}" fill="{dot.colour}">{dot.label}</text>')
     return "\n".join(out)
 
 

@@ -153,10 +153,11 @@ def _row(trial: dict[str, Any]) -> list[Any]:
 
 
 def plot(storage: Path) -> str:
-    """Every point of the full grid by what it forgot and learned; those that no other beats in both stand out."""
+    """Every point of the full grid by what it forgot and learned; those that no other beats in both stand out. Of two
+    warm-ups the longer is labelled."""
     full, early, more = (load(storage, name) or {"trials": []} for name in ("full", "study", "front"))
     whole = [trial for trial in full["trials"] if trial["status"] == "finished"]
-    kept = {trial["point"] for trial in early["trials"] if trial["status"] == "finished"}
+    winner = (best(early["trials"]) or {"point": None})["point"]
     dots: list[Dot] = []
     for trial in whole:
         again = [other for other in more["trials"] if other["params"]["point"] == _label(trial["point"])]
@@ -165,13 +166,11 @@ def plot(storage: Path) -> str:
             other["new"] >= trial["new"] and other["forgetting"] <= trial["forgetting"] and other is not trial
             for other in whole
         )
-        label = ["" if beaten else _short(trial["params"]), *(["(kept)"] if trial["point"] in kept else [])]
-        colour = COLOURS[1 + METHODS.index(_method(trial["params"]))]
+        label = _short(trial["params"]) + (": found by early stopping" if trial["point"] == winner else "")
         x, y = ([seed[key] for seed in seeds] for key in ("forgetting", "new"))
-        dots.append(Dot(" ".join(label).strip(), x, y, colour, faint=beaten))
+        dots.append(Dot(label, x, y, COLOURS[1 + METHODS.index(_method(trial["params"]))], faint=beaten))
     axes = ("English forgotten, bits per byte (less is better) →", "↑ score on French, negated bits per byte")
-    title = "full (blue), LoRA 8 (red), LoRA 32 (orange), 2 new blocks (green); kept: by early stopping to the end"
-    return document([panel(title, axes, dots)])
+    return document([panel("24 points of a study: full training, LoRA, new blocks", axes, dots)])
 
 
 METHODS = ("full", "LoRA 8", "LoRA 32", "2 new blocks")
@@ -183,9 +182,10 @@ def _method(params: dict[str, Any]) -> str:
 
 
 def _short(params: dict[str, Any]) -> str:
-    return (
-        f"{_method(params)}, {params['continual.replay_ratio']:.0%} replay, warm-up {params['continual.warmup_steps']}"
-    )
+    """`LoRA 8, 25% replay` at the lowest forgetting, `5%` further on."""
+    replay, longer = params["continual.replay_ratio"], params["continual.warmup_steps"] == 50
+    text = f"{_method(params)}, {replay:.0%} replay" if replay == 0.25 else f"{replay:.0%}"
+    return text if longer else ""
 
 
 FIGURES = (("new", 1.0), ("forgetting", 1.0), ("cost", 1e-15))
