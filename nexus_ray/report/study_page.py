@@ -86,7 +86,7 @@ def _tip(view: StudyView, params: Mapping[str, Value], parts: Sequence[str]) -> 
 
 def _pareto(view: StudyView, front: Front) -> Markup:
     points, marks = [], letters(front)
-    for member in front.members:
+    for member in sorted(front.members, key=lambda member: member.on_front):  # full marks lie on top
         new, lost = member.estimates["new"], member.estimates["forgetting"]
         label = marks.get(member.id, "") + (", winner" if member.id == front.winner.id else "")
         said = [

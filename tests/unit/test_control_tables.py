@@ -91,7 +91,7 @@ def test_the_peak_of_every_arm_is_counted_from_the_first_model_s_score_of_the_sa
     cells = made_up(tables, tmp_path, ENDS)
     assert {round(max(cell.during), 9) for cell in cells} == {0.6}
     rows = [line for line in tables.tables(cells).splitlines() if line.startswith(("| r05 | 0 ", "| control | 0 "))]
-    assert [row.split(" | ")[4] for row in rows] == ["0.2400", "0.2400"]
+    assert [row.split(" | ")[4] for row in rows if row.count("|") == 8] == ["0.2400", "0.2400"]
 
 
 def test_between_the_fixed_arms_the_curve_is_straight_in_the_logarithm_of_the_ratio(
@@ -107,15 +107,15 @@ def test_between_the_fixed_arms_the_curve_is_straight_in_the_logarithm_of_the_ra
 def test_the_controlled_arm_is_compared_at_the_bound_and_at_what_it_forgot(tables: ModuleType, tmp_path: Path) -> None:
     cells = made_up(tables, tmp_path, ENDS | {"r07": (0.4, 1.9), "r13": (0.33, 1.93)})
     text = tables.tables(cells)
-    bound = next(line for line in text.splitlines() if line.startswith("| the bound |"))
-    same = next(line for line in text.splitlines() if line.startswith("| what control did |"))
-    assert same.startswith("| what control did | 12.5% [12.5%, 12.5%]") and "| 1.9300 [" in same
+    bound = next(line for line in text.splitlines() if line.startswith("| control | the bound |"))
+    same = next(line for line in text.splitlines() if line.startswith("| control | as much |"))
+    assert same.startswith("| control | as much | 12.5% [12.5%, 12.5%]") and "| 1.9300 [" in same
     assert "| -0.0100 [" in same and "| 0.0073 [" in bound, "1.92 less the mean of 1.908, 1.91 and 1.92"
 
 
-def test_the_grid_loads_and_only_its_last_arm_is_controlled() -> None:
+def test_the_grid_loads_and_its_last_arms_are_controlled() -> None:
     grid, runs = load_grid(FOLDER / "grid.yaml")
-    assert grid.baseline == "r10" and len(runs) == 18
+    assert grid.baseline == "r10" and len(runs) == 21
     assert {cell.arm: cell.config.continual.on_forgetting for cell in runs} == {
         "r05": "warn",
         "r07": "warn",
@@ -123,4 +123,5 @@ def test_the_grid_loads_and_only_its_last_arm_is_controlled() -> None:
         "r13": "warn",
         "r25": "warn",
         "control": "control",
+        "eager": "control",
     }

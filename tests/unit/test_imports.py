@@ -20,6 +20,7 @@ ORDER = (
     ("stream",),
     ("train",),
     ("evaluate",),
+    ("tracking_board",),
     ("progress", "tracking", "record"),
     ("study",),
     ("tracking_study",),
