@@ -86,5 +86,9 @@ def capitalised(text: str) -> set[str]:
                 continue
             opens = place == 0 or words[place - 1] in '".:!?('
             if not opens or (place + 1 < len(words) and _NAME.fullmatch(words[place + 1])):
-                found.update(part for part in word.removesuffix("'s").split("-") if part)
+                found.update(part for part in word.removesuffix("'s").split("-") if _may_name(part.casefold()))
     return found
+
+
+def _may_name(word: str) -> bool:
+    return bool(word) and word not in STOP_WORDS and word not in NUMBER_WORDS

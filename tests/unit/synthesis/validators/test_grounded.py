@@ -65,11 +65,19 @@ def test_sentences_and_names() -> None:
         "Dr. A. Moss met Mr. Lee at 3.5 km.", '"Stop!" she said.', "Then they left.", "A point", "Another one"
     ]  # fmt: skip
     assert capitalised("Rain fell. Anna Berg saw Oslo, and I did not. However, it dried.") == {"Anna", "Berg", "Oslo"}
+    assert capitalised("They sang for Ann-And-I and saw Two Harbors.") == {"Ann", "Harbors"}
     assert len({stem(word) for word in ("repair", "repairs", "repaired", "repairing")}) == 1
 
 
+PIECES = st.sampled_from(
+    ["I", "AA", "Anna", "A's", "Two", "two", "Ten", "3", "not", "isn't", "It's", "No", "the", "&", '"']
+)
+GLUE = st.sampled_from([" ", "-", "'", "", ". ", "\n", "'s "])
+PUT_TOGETHER = st.lists(st.tuples(PIECES, GLUE), max_size=12).map(lambda pairs: "".join(map("".join, pairs)))
+
+
 @settings(deadline=None)
-@given(st.text(max_size=300))
+@given(st.text(max_size=300) | PUT_TOGETHER)
 def test_any_text_supports_itself(text: str) -> None:
     found = support(text, Source(text), min_words=0.6)
     assert found.new_facts == 0 and found.supported == 1.0
