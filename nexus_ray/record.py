@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class RunRecordWriter:
             "hardware": hardware(config),
             "seeds": {"seed": config.seed},
             "data": old.get("data", {}),
+            "made": old.get("made", {}),
             "tokenizer": old.get("tokenizer", {}),
             "model": old.get("model", {}),
             "stages": old.get("stages", []),
@@ -53,7 +55,10 @@ class RunRecordWriter:
         self._folder.write_json(self._record, "run.json")
 
     def data(self, prepared: Any) -> None:
-        """Sources, licences, counts and fingerprints of the domains."""
+        """Sources, licences, counts and fingerprints of the domains; documents read and tokens encoded by this run, in
+        all its processes, rather than found (`made`)."""
+        before = self._record.get("made", {})
+        self._record["made"] = {key: before.get(key, 0) + count for key, count in asdict(prepared.made).items()}
         self._record["tokenizer"] = {
             "fingerprint": prepared.tokenizer_fingerprint,
             "vocab_size": prepared.vocab_size,

@@ -199,7 +199,7 @@ class _Roadmap:
 
     def _prepare(self) -> PreparedData:
         say = self.progress.message
-        data = find_prepared(self.config) or prepare(self.config, progress=say)
+        data = prepare(self.config, progress=say)
         data = check_prepared(data, self.config.data.on_corrupt, progress=say)
         domains = {name: self._scored_before(domain) for name, domain in data.domains.items()}
         return replace(data, domains=domains)

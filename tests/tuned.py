@@ -41,8 +41,8 @@ def events(folder: Path, name: str = "s") -> list[dict[str, Any]]:
 
 
 def decided(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was planned, measured and decided, in order: all but starts, and what a clock says."""
-    kept = (event for event in log if event["event"] not in ("started", "timed"))
+    """What was planned, measured and decided, in order: no starts, nothing that depends on a clock."""
+    kept = (event for event in log if event["event"] not in ("started", "prepared", "timed"))
     return [{key: value for key, value in event.items() if key != "time"} for event in kept]
 
 

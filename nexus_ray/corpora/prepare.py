@@ -61,6 +61,16 @@ class PreparedDomain:
 
 
 @dataclass(frozen=True)
+class Made:
+    """What a call of `prepare` had to do itself; zeros where it found everything."""
+
+    documents: int = 0
+    """Texts read from sources and kept."""
+    tokens: int = 0
+    """Tokens encoded into shards, padding included."""
+
+
+@dataclass(frozen=True)
 class PreparedData:
     """All that a run reads."""
 
@@ -71,6 +81,7 @@ class PreparedData:
     eos_id: int
     domains: dict[str, PreparedDomain]
     tokenizer_source: str = ""
+    made: Made = field(default=Made(), compare=False)
 
     def tokenizer_dir(self) -> Path:
         """The tokenizer as a folder of this machine; downloaded first if the storage is remote."""
@@ -129,7 +140,7 @@ def prepare(config: RunConfig, *, progress: Progress = lambda message: None) -> 
         return ready
     shared = shared_storage(config)
     Storage(config.storage).check_writable()
-    documents = _build_documents(config, shared, progress, used_domains(config))
+    documents, read = _build_documents(config, shared, progress, used_domains(config))
     _check_splits(config, documents)
     for (held_out, trained), count in shared_texts(config, documents).items():
         progress(
@@ -137,8 +148,8 @@ def prepare(config: RunConfig, *, progress: Progress = lambda message: None) -> 
             f"held_out_fraction to keep them apart"
         )
     folder, tokenizer = _build_tokenizer(config, shared, documents, progress)
-    drafts = _build_tokens(config, shared, documents, folder, tokenizer, progress)
-    return _prepared(config, folder, tokenizer, documents, drafts)
+    drafts, encoded = _build_tokens(config, shared, documents, folder, tokenizer, progress)
+    return replace(_prepared(config, folder, tokenizer, documents, drafts), made=Made(read, encoded))
 
 
 def check_prepared(data: PreparedData, on_corrupt: str, *, progress: Progress = lambda message: None) -> PreparedData:
@@ -168,18 +179,20 @@ def prepare_documents(
     config: RunConfig, names: Sequence[str], *, progress: Progress = lambda message: None
 ) -> dict[str, DocumentManifest]:
     """Documents of some domains, built where they are missing (which needs Ray). Raises ConfigError or DataError."""
-    return _build_documents(config, shared_storage(config), progress, names)
+    return _build_documents(config, shared_storage(config), progress, names)[0]
 
 
 def _build_documents(
     config: RunConfig, shared: Storage, progress: Progress, names: Sequence[str]
-) -> dict[str, DocumentManifest]:
+) -> tuple[dict[str, DocumentManifest], int]:
+    """The documents of each domain, and how many were read for it."""
     sources: list[CorpusSource] = [open_source(name, config.domains[name], shared) for name in names]
     root = shared.child("documents")
     with _locks(shared, [f"documents-{source.domain}-{settings_hash(source)}" for source in sources]):
         found: list[Found] = [find_documents(source, root) for source in sources]
         manifests = build_documents(sources, root, found, progress=progress)
-    return dict(zip(names, manifests, strict=True))
+    known = sum(have.manifest.stats["documents"] for have in found if have.manifest is not None)
+    return dict(zip(names, manifests, strict=True)), sum(each.stats["documents"] for each in manifests) - known
 
 
 def _check_splits(config: RunConfig, documents: dict[str, DocumentManifest]) -> None:
@@ -314,7 +327,8 @@ def _build_tokens(
     folder: Storage,
     tokenizer: TokenizerManifest,
     progress: Progress,
-) -> dict[str, dict[str, TokenManifest]]:
+) -> tuple[dict[str, dict[str, TokenManifest]], int]:
+    """The manifests of each domain and split, and how many tokens were encoded for them."""
     layouts = _layouts(config, folder, documents)
     names = [
         _tokens_folder(config, shared, manifest, tokenizer.fingerprint, layouts[name]).name
@@ -360,7 +374,7 @@ def _build_tokens(
             manifest = draft.extended([item.shard for item in own], batches=batches, stats=stats)
             save_manifest(manifest)
             drafts[draft.domain][draft.split] = manifest
-    return drafts
+    return drafts, sum(item.shard.tokens for own in parts for item in own)
 
 
 def _check_dropped(domain: str, layout: ChatLayout, written: list[WrittenShard], progress: Progress) -> None:

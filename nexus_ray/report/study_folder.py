@@ -40,7 +40,7 @@ from nexus_ray.study.log import LOST, NAME, read_study
 from nexus_ray.study.measured import BUDGET, RATIO, from_trials
 from nexus_ray.study.records import Point, Trial, Value
 from nexus_ray.study.replicates import METRICS
-from nexus_ray.study.turns import overheads
+from nexus_ray.study.turns import made, overheads
 from nexus_ray.synthesis.append_log import read_log
 from nexus_ray.tune.plan import knob_text
 
@@ -127,6 +127,7 @@ def results(view: StudyView, study: Study, events: Sequence[Event]) -> dict[str,
         "share_of_full_budgets": share_spent(view.trials, full),
         "seconds": wall_clock(events),
         "seconds_besides_training": overheads(events),
+        "made": made(events),
         "winner": None if front is None else front.winner.id,
         "front": [] if front is None else [member.id for member in front.on_front()],
         "laws": view.laws and _law_entries(view.laws),

@@ -177,6 +177,9 @@ class History:
     def _on_extended(self, event: Mapping[str, Any]) -> None:
         """The study file was changed; kept for the reader."""
 
+    def _on_prepared(self, event: Mapping[str, Any]) -> None:
+        """What was read and encoded for a trial's turn; kept for the reader."""
+
     def _on_timed(self, event: Mapping[str, Any]) -> None:
         """What a trial's turn took besides training; kept for the reader."""
 

@@ -2,8 +2,8 @@
 
     study.yaml, base.yaml   the study file and its base run; `nexus-ray tune .../study.yaml` goes on from them alone
     study.json              fingerprints, to tell an extended study from another one
-    trials.jsonl            events, one a line with a checksum: planned, started, reported, continued, paused, promoted,
-                            stopped, finished, failed, lost, retried, extended, timed
+    trials.jsonl            events, one a line with a checksum: planned, started, prepared, reported, continued, paused,
+                            promoted, stopped, finished, failed, lost, retried, extended, timed
 
 Invariant: an event is on disk before `write` returns; a torn last line is cut off by the next writer; one process
 writes at a time. What became of each trial is `History` over the events.

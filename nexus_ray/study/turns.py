@@ -88,6 +88,11 @@ class Turns:
                 self._waited[job.trial] = now - self._free.pop(0)
             return job
 
+    def prepared(self, trial: str, *, documents: int, tokens: int) -> None:
+        """Documents were read and tokens encoded for a turn that is to begin, since they were not there yet."""
+        with self._lock:
+            self._write({"event": "prepared", "trial": trial, "documents": documents, "tokens": tokens})
+
     def close(self) -> None:
         """Let no more turns begin."""
         with self._lock:
@@ -205,6 +210,12 @@ class Turns:
 def _report(evaluated: Evaluated) -> Report:
     objectives = Objectives(evaluated.new, evaluated.forgetting, evaluated.cost)
     return Report(evaluated.step, evaluated.tokens, objectives, dict(evaluated.signals))
+
+
+def made(events: Iterable[Event]) -> dict[str, int]:
+    """Documents read and tokens encoded for all turns together; the rest was found."""
+    own = [event for event in events if event["event"] == "prepared"]
+    return {key: sum(event[key] for event in own) for key in ("documents", "tokens")}
 
 
 def overheads(events: Iterable[Event]) -> dict[str, dict[str, float]]:

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from nexus_ray.config import RunConfig
-from nexus_ray.corpora.prepare import find_prepared, prepare
+from nexus_ray.corpora.prepare import Made, prepare
 from nexus_ray.errors import ConfigError, DataError, Interrupted
 from nexus_ray.models.local import with_local_model
 from nexus_ray.session import LOCAL_HEAD
@@ -149,10 +149,12 @@ class _Work:
             if isinstance(job, str):
                 return job
             try:
-                ready(self.turns.config(job.trial), self.say)
+                made = ready(self.turns.config(job.trial), self.say)
             except (ConfigError, DataError) as error:
                 self.turns.fail(job.trial, str(error))
                 continue
+            if made != Made():
+                self.turns.prepared(job.trial, documents=made.documents, tokens=made.tokens)
             return job
 
     def lost(self, trial: str) -> None:
@@ -245,12 +247,11 @@ def _searcher(work: _Work) -> Any:
     return Course()
 
 
-def ready(config: RunConfig, say: Say) -> None:
-    """Build what a trial reads, if that is not there. Done here: inside of Tune's placement group a data task would
-    wait without end for a CPU."""
+def ready(config: RunConfig, say: Say) -> Made:
+    """Build what a trial reads, if that is not there; returns what was made. Done here: inside of Tune's placement
+    group a data task would wait without end for a CPU."""
     local = with_local_model(config, progress=say)
-    if find_prepared(local) is None:
-        prepare(local, progress=say)
+    return prepare(local, progress=say).made
 
 
 def _stop_runs(turns: Turns) -> None:

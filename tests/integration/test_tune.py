@@ -49,6 +49,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def trial_records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in (folder / "runs").glob("s-*-s0/run.json")]
+
+
+def corpus(folder: Path) -> dict[str, int]:
+    """Documents and tokens of all domains, as the manifests have them."""
+    shared = folder / "runs" / "_shared"
+    documents = [json.loads(file.read_text())["documents"] for file in shared.glob("documents/*/manifest.json")]
+    shards = [json.loads(file.read_text())["shards"] for file in shared.glob("tokens/*/*/manifest.json")]
+    return {"documents": sum(documents), "tokens": sum(shard["tokens"] for own in shards for shard in own)}
+
+
 def stamps(folder: Path, *parts: str) -> dict[str, int]:
     """When each file below was last written."""
     files = (file for part in parts for file in (folder / "runs" / part).rglob("*") if file.is_file())
@@ -63,6 +75,8 @@ def test_half_of_the_points_are_promoted_and_all_resume_from_their_checkpoints(w
         done = json.loads((run_ / "run.json").read_text())["outcome"]
         assert len(lines) == {"done": STEPS, "paused": EVERY}[done], f"{run_} ({done}) trained a step twice"
     assert base_fits(whole) == 1, "the base model is scored once for all trials"
+    assert read(whole, "results.json")["made"] == corpus(whole), "read and encoded once for all trials"
+    assert {tuple(run["made"].values()) for run in trial_records(whole)} == {(0, 0)}, "and by no trial"
     timed = [event for event in events(whole) if event["event"] == "timed"]
     assert len(timed) == [event["event"] for event in events(whole)].count("started") >= 5
     assert all(event["to_first_step_s"] > 0 for event in timed)
@@ -116,6 +130,8 @@ def test_a_wider_space_goes_on_without_touching_what_is_done(whole: Path) -> Non
     assert runs.items() <= stamps(whole, *(f"s-{name}/stages" for name in finished(before))).items()
     assert not [line for line in said if line.startswith(("documents", "tokens", "tokenizer"))]
     assert base_fits(whole) == 1
+    assert read(whole, "results.json")["made"] == corpus(whole)
+    assert {tuple(run["made"].values()) for run in trial_records(whole)} == {(0, 0)}
 
 
 @pytest.mark.slow

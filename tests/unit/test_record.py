@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import nexus_ray.record as record_module
+from nexus_ray.corpora.prepare import Made
 from nexus_ray.errors import TrainingError
 from nexus_ray.record import MetricsTail, RunRecordWriter, source_commit, versions
 from nexus_ray.storage import Storage
@@ -144,12 +145,15 @@ def test_the_data_of_a_run_carry_licence_and_attribution(tmp_path: Path) -> None
     domain = SimpleNamespace(
         source="files", license="CC0-1.0", attribution="nobody", train=part, held_out=part, stats={"dropped": 0}
     )
-    prepared = SimpleNamespace(tokenizer_fingerprint="t", vocab_size=320, eos_id=0, domains={"letters": domain})
-    RunRecordWriter(folder, config, "abc").data(prepared)
+    read = {"tokenizer_fingerprint": "t", "vocab_size": 320, "eos_id": 0, "domains": {"letters": domain}}
+    RunRecordWriter(folder, config, "abc").data(SimpleNamespace(**read, made=Made(documents=8, tokens=98)))
     found = folder.read_json("run.json")
     assert found["tokenizer"] == {"fingerprint": "t", "vocab_size": 320, "eos_id": 0}
     expected = {"source": "files", "license": "CC0-1.0", "attribution": "nobody", "documents": 8, "tokens": 90}
     assert found["data"]["letters"].items() >= expected.items()
+    assert found["made"] == {"documents": 8, "tokens": 98}
+    RunRecordWriter(folder, config, "abc").data(SimpleNamespace(**read, made=Made()))
+    assert folder.read_json("run.json")["made"] == found["made"], "a run that goes on has still made them"
 
 
 def test_versions_name_what_the_numbers_depend_on() -> None:

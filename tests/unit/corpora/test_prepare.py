@@ -14,7 +14,7 @@ from nexus_ray.corpora import prepare as prepare_module
 from nexus_ray.corpora import tasks
 from nexus_ray.corpora.build import append_documents
 from nexus_ray.corpora.documents import iter_documents
-from nexus_ray.corpora.prepare import find_prepared, prepare, shared_storage
+from nexus_ray.corpora.prepare import Made, find_prepared, prepare, shared_storage
 from nexus_ray.corpora.sources import RawDocument
 from nexus_ray.corpora.verify import verify_shard
 from nexus_ray.errors import ConfigError, DataError
@@ -53,8 +53,10 @@ def files_below(config: RunConfig) -> dict[str, bytes]:
 def test_built_once_and_found_again(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_prepared(config) is None
     data = prepare(config)
+    splits = [manifest for domain in data.domains.values() for manifest in (domain.train, domain.held_out)]
+    assert data.made == Made(documents=600, tokens=sum(manifest.tokens for manifest in splits))
     monkeypatch.setattr(prepare_module, "run_tasks", None)  # nothing is left to do
-    assert prepare(config) == find_prepared(config) == data
+    assert prepare(config) == find_prepared(config) == data and prepare(config).made == Made()
     sea = data.domains["sea"]
     assert (sea.license, sea.source) == ("CC0-1.0", f"files {config.domains['sea'].source.paths[0]}")
     assert sea.stats["documents"] == sea.train.documents + sea.held_out.documents == 300
@@ -79,6 +81,8 @@ def test_new_files_are_appended(config: RunConfig, tmp_path: Path) -> None:
     assert new.documents == old.documents and new.stats["documents"] == 341  # 40, and one with a line break more
     assert new.train.prefix(len(old.train.shards)).fingerprint == old.train.fingerprint != new.train.fingerprint
     assert {shard.batch for shard in new.train.shards} == {0, 1}
+    more = (new.train.tokens - old.train.tokens) + (new.held_out.tokens - old.held_out.tokens)
+    assert after.made == Made(documents=41, tokens=more)
     assert after.domains["hill"] == before.domains["hill"]
     (tmp_path / "sea" / "2.txt").unlink()  # the earlier corpus is a prefix of the folder, and found as such
     assert prepare(config).domains["sea"].train.fingerprint == old.train.fingerprint

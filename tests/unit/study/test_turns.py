@@ -14,6 +14,7 @@ from nexus_ray.storage import Storage
 from nexus_ray.study.course import Job
 from nexus_ray.study.history import Event
 from nexus_ray.study.turns import Ended, Told, Turns, Wanted, overheads
+from nexus_ray.study.turns import made as work_done
 from nexus_ray.train.watch import Evaluated
 from nexus_ray.tune.box import Box
 from nexus_ray.tune.driver import _Work
@@ -49,6 +50,7 @@ def begun(made: Turns) -> Job:
 def test_a_turn_is_answered_and_timed(tmp_path: Path) -> None:
     made, log, clock, said = turns(tmp_path, [], stopping=ASHA)
     first = begun(made)
+    made.prepared(first.trial, documents=8, tokens=98)
     config = made.answer(Wanted(first.trial))
     assert config.name == f"s-{first.trial}" and config.continual.replay_ratio == 0.0
     assert made.answer(Told(first.trial, evaluated(0.25))) == "pause"
@@ -66,6 +68,7 @@ def test_a_turn_is_answered_and_timed(tmp_path: Path) -> None:
     }  # fmt: skip
     assert timed[1]["since_last_end_s"] == 3.0 and timed[1]["to_first_step_s"] == 2.0
     assert overheads(log)["to_first_step_s"] == {"median": 5.5, "most": 9.0}
+    assert work_done(log) == {"documents": 8, "tokens": 98}
     assert made.next() == "over"
     assert any("paused at rung 0" in line for line in said) and any("finished" in line for line in said)
 
