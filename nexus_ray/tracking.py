@@ -41,7 +41,7 @@ _SECRET_LINE = re.compile(
 )
 _USER_INFO = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IGNORECASE)
 _SECRET_QUERY = re.compile(
-    r"([?&](?:access_?key|secret_?key|session_?token|token|key|sig|signature|x-amz-[a-z-]+|api_?key)=)[^&\s'\"]+",
+    r"((?:[?&]|&amp;)(?:access_?key|secret_?key|session_?token|token|key|sig|signature|x-amz-[a-z-]+|api_?key)=)[^&\s'\"]+",
     re.IGNORECASE,
 )
 
@@ -75,8 +75,13 @@ def public_values(tree: Mapping[str, Any]) -> dict[str, Any]:
     for path, value in flatten(tree).items():
         if value is not None and _SECRET_KEY.search(path):
             value = _HIDDEN
-        out[path] = json.loads(redact_text(json.dumps(value, ensure_ascii=False)))
+        out[path] = public_value(value)
     return out
+
+
+def public_value(value: Any) -> Any:
+    """Plain data without the credentials inside its texts."""
+    return json.loads(redact_text(json.dumps(value, ensure_ascii=False)))
 
 
 def _reason(error: Exception) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 from nexus_ray.config.tree import WandbConfig
 from nexus_ray.storage import Storage
 from nexus_ray.study.records import Trial
-from nexus_ray.tracking import Mirror, public_values
+from nexus_ray.tracking import Mirror, public_value, public_values
 
 _OBJECTIVES = ("new", "forgetting", "cost")
 
@@ -58,7 +58,7 @@ class StudyTracker(Mirror):
             **public_values(config),
             "trial": trial.id,
             "point": trial.point.id,
-            "knobs": dict(trial.point.params),
+            "knobs": public_value(dict(trial.point.params)),
         }
         self._open(label, job_type="trial", name=f"{self._group}/{trial.id}", config=values)
         if self._run is None:
@@ -113,7 +113,7 @@ class StudyTracker(Mirror):
             objectives = {f"objectives/{key}": getattr(report.objectives, key) for key in _OBJECTIVES}
             signals = {f"signals/{key}": value for key, value in report.signals.items()}
             self._run.log({"tokens": report.tokens, "step": report.step, **objectives, **signals})
-        summary: dict[str, Any] = {"status": trial.status, "seed": trial.seed, "reason": trial.reason}
+        summary: dict[str, Any] = {"status": trial.status, "seed": trial.seed, "reason": public_value(trial.reason)}
         if trial.final is not None:
             summary |= {key: getattr(trial.final, key) for key in _OBJECTIVES}
         self._run.summary.update({key: value for key, value in summary.items() if value is not None})
@@ -163,7 +163,7 @@ class StudyTracker(Mirror):
         for trial in trials:
             last = trial.reports[-1] if trial.reports else None
             measured = [None if last is None else getattr(last.objectives, key) for key in _OBJECTIVES]
-            own = [_cell(trial.point.params.get(knob)) for knob in knobs]
+            own = [_cell(public_value(trial.point.params.get(knob))) for knob in knobs]
             rows.append([trial.id, trial.seed, trial.status, *own, None if last is None else last.tokens, *measured])
         columns = ["trial", "seed", "status", *knobs, "tokens", *_OBJECTIVES]
         self._run.log({"trials": self._wandb.Table(columns=columns, data=rows, allow_mixed_types=True)})

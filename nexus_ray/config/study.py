@@ -138,7 +138,8 @@ class RandomSearch(Section):
 
 
 class OptunaSearch(Section):
-    """Points proposed by Optuna from what earlier ones scored (new-domain score, forgetting and cost together)."""
+    """Points proposed by Optuna from what earlier ones scored: towards the front of new-domain score, forgetting and
+    cost within the bound, or towards the best weighted sum, as the objective says."""
 
     kind: Literal["optuna"]
     trials: int = Field(ge=1, le=10_000)

@@ -20,7 +20,7 @@ from nexus_ray.report import summary
 from nexus_ray.report.plots import short
 from nexus_ray.study.advice import Advice, Laws
 from nexus_ray.study.effects import Effects, knob_effects
-from nexus_ray.study.front import Front, Goal, Member, study_front
+from nexus_ray.study.front import Front, Goal, Member, candidates, study_front
 from nexus_ray.study.records import Trial, Value
 from nexus_ray.study.replicates import METRICS, Estimate, Metric
 from nexus_ray.study.suggest import Suggestion, suggestions
@@ -63,7 +63,7 @@ class StudyView:
     @cached_property
     def front(self) -> Front | None:
         """The front over all objectives that differ; None until a trial has finished."""
-        if not any(trial.final for trial in self.trials):
+        if not candidates(self.trials):
             return None
         costs = {trial.final.cost for trial in self.trials if trial.final}
         return study_front(self.trials, self.goal, axes=METRICS if len(costs) > 1 else METRICS[:2])
@@ -79,7 +79,7 @@ class StudyView:
 
     def label(self, params: Mapping[str, Value]) -> str:
         """A point in words: `replay_ratio=0.05, use_lora=True`."""
-        return ", ".join(f"{self.short_name(knob)}={value}" for knob, value in params.items()) or "base"
+        return redact_text(", ".join(f"{self.short_name(knob)}={value}" for knob, value in params.items())) or "base"
 
     def short_name(self, knob: str) -> str:
         """The last part of a knob's path, or all of it where two knobs end alike."""

@@ -65,11 +65,11 @@ def write_study(folder: Storage) -> str:
     """Write page, results and the winner's config; returns where the page lies."""
     view, study = study_view(folder)
     events = list(read_log(folder, NAME, lost=LOST))
-    folder.write_text(render_study(view), "report.html")
-    folder.write_json(results(view, study, events), "results.json")
     folder.write_text(_csv(view.trials), "results.csv")
     if view.front is not None:
         folder.write_text(best_config(view, study, view.front), "best.yaml")
+    folder.write_json(results(view, study, events), "results.json")
+    folder.write_text(render_study(view), "report.html")
     return folder.child("report.html").uri
 
 
@@ -207,6 +207,8 @@ def _laws(
     if ratio is None:
         return None, [], []
     budgets = [name for name in winner.params if _sets(study, name, BUDGET)]
+    if study.config_of(winner, study.config.seeds[0]).continual.on_forgetting == "control":
+        return None, [], ["No law of replay: under control a run does not keep the ratio that it starts with."]
     fixed = {name: value for name, value in winner.params.items() if name != ratio and name not in budgets}
     same = [trial for trial in trials if set(trial.point.params) == set(winner.params)]
     rows = from_trials(same, knob=ratio, budgets=budgets, fixed=fixed)

@@ -50,10 +50,10 @@ def compare_study(view: StudyView, out: str | Path, *, console: Console | None =
 
 
 def render_study(view: StudyView) -> str:
-    """The page as text."""
+    """The page as text, without credentials that a knob's values or a trial's reason may hold."""
     front = view.front
     best = None if front is None else view.representative(front.winner.id)
-    return (
+    page = (
         environment()
         .get_template("study.html.j2")
         .render(
@@ -78,6 +78,7 @@ def render_study(view: StudyView) -> str:
             advice_text=advice_text,
         )
     )
+    return redact_text(page)
 
 
 def _tip(view: StudyView, params: Mapping[str, Value], parts: Sequence[str]) -> str:

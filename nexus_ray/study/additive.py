@@ -28,6 +28,8 @@ MIN_POINTS = 6
 """Fewer points than this give no intervals."""
 MAX_LEVELS = 7
 """Places of a numeric knob with more values at which its curve is given."""
+_ROUNDING = 1e-12
+"""Relative range of an objective below which it is constant."""
 _PENALTIES = 10.0 ** np.arange(-3, 3.5, 0.5)
 
 
@@ -83,21 +85,22 @@ def additive_effects(
     *,
     seed: int,
 ) -> tuple[dict[str, Curve], float | None]:
-    """Curves by knob, and the out-of-bag R2 (None with fewer than `MIN_POINTS` points).
+    """Curves by knob, and the out-of-bag R2 (None with fewer than `MIN_POINTS` points, or a constant objective).
 
     `params`: knobs of the N points. `y`: their objective [N]. `knobs`: the values of each knob that varies.
     """
     described = _with_presence([_describe(name, values) for name, values in knobs.items()], params)
     design = np.stack([_row(described, point) for point in params])
-    mean, spread = float(y.mean()), float(y.std()) or 1.0
-    target = (y - mean) / spread
+    constant = float(np.ptp(y)) <= _ROUNDING * float(np.abs(y).max())
+    mean, spread = float(y.mean()), 1.0 if constant else float(y.std())
+    target = np.zeros(len(y)) if constant else (y - mean) / spread
     penalty = _best_penalty(design, target)
     weights = np.ones((1, len(y)))
     point_fit = _ridge(design, target, weights, penalty)  # [1, 1 + C]
     drawn = None
     explained: float | None = None
     losses: dict[str, float] = {}
-    if len(y) >= MIN_POINTS:
+    if len(y) >= MIN_POINTS and not constant:
         generator = np.random.default_rng([seed, len(y)])
         counts = generator.multinomial(len(y), np.full(len(y), 1 / len(y)), size=samples).astype(float)
         drawn = _ridge(design, target, counts, penalty)

@@ -259,6 +259,8 @@ class Course:
                 self._decide("continued", trial, number, "its point was let through")
             return "continue"
         if number in trial.verdicts:
+            if trial.verdicts[number] == "paused" and trial.status != "paused":  # it failed then, and was run again
+                self._decide("paused", trial, number, "as before it failed")
             return _ANSWERS[trial.verdicts[number]]
         rung = self._rung(number)
         if trial.point.id not in rung.merits:

@@ -109,9 +109,13 @@ def knob_effects(trials: Sequence[Trial], metric: Metric, *, samples: int = 500,
             remarks.append("One seed and no matched settings: there is no interval.")
     else:
         method, (effects, explained) = "additive model", _additive(points, knobs, column, samples, seed)
-        remarks.append(_how_good(explained, len(points)))
+        constant = all(effect.size == 0.0 for effect in effects)
+        remarks.append(_CONSTANT if constant else _how_good(explained, len(points)))
     ordered = sorted(effects, key=lambda effect: -effect.size)
     return Effects(metric, method, tuple(ordered), tokens, explained, tuple(remarks))  # type: ignore[arg-type]
+
+
+_CONSTANT = "It is the same at every point: no knob changes it."
 
 
 def _how_good(explained: float | None, points: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -48,8 +48,8 @@ def file_faults(error: ValidationError, data: Data) -> Iterator[Fault]:
             yield Fault(path, f"={shown(value)}: {rule(detail)}")
 
 
-def space_faults(config: StudyConfig, base: Data) -> Iterator[Fault]:
-    """The faults of `common` and `space` that show without building runs."""
+def space_faults(config: StudyConfig, overrides: Sequence[str] = ()) -> Iterator[Fault]:
+    """The faults of `common`, `space` and the command line's `path=value` that show without the base run."""
     for path in config.common:
         if problem := _path_problem(path):
             yield Fault(f"common.{path}", f": {problem}")
@@ -57,10 +57,15 @@ def space_faults(config: StudyConfig, base: Data) -> Iterator[Fault]:
         yield from _knob_faults(name, knob)
     conditions = list(_condition_faults(config.space))
     yield from conditions
-    yield from _order_faults(config, base)
     if not conditions:
-        yield from _unreachable(config, base)
         yield from _collisions(config.space)
+    yield from _override_faults(config.space, overrides)
+
+
+def base_faults(config: StudyConfig, base: Data) -> Iterator[Fault]:
+    """The faults of a sound space beside a sound base run, `common` in place."""
+    yield from _order_faults(config, base)
+    yield from _unreachable(config, base)
 
 
 def _path_problem(path: str) -> str | None:
@@ -75,6 +80,17 @@ def _path_problem(path: str) -> str | None:
         return f"is a section; name a value inside it by its whole path, such as {inside[0]}"
     near = nearest_path(path, known)
     return "is no path of a run's config" + (f"; did you mean {near}?" if near else "; `nexus-ray` configs list them")
+
+
+def _override_faults(space: Mapping[str, Knob], overrides: Sequence[str]) -> Iterator[Fault]:
+    """What the command line cannot set for all trials. `storage` it can: a study may lie elsewhere."""
+    always = {knob.path or name: name for name, knob in space.items() if not knob.when and knob.options is None}
+    for path in (override.partition("=")[0].strip() for override in overrides):
+        if path != "storage" and (problem := _path_problem(path)):
+            yield Fault(f"override {path}", f": {problem}")
+        elif path in always:
+            why = f": space.{always[path]} sets it in every trial; narrow the knob, or drop the override"
+            yield Fault(f"override {path}", why)
 
 
 def _knob_faults(name: str, knob: Knob) -> Iterator[Fault]:

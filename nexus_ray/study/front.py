@@ -163,9 +163,11 @@ def study_front(
         raise ConfigError(f"axes={list(axes)} of a front are two or three different ones of {', '.join(METRICS)}")
     if reference is not None and len(reference) != len(axes):
         raise ConfigError(f"reference={list(reference)} needs one value for each of the axes {', '.join(axes)}")
-    points = grouped(trials)
+    points = candidates(trials)
     if not points:
-        raise ConfigError("no trial of this study has finished, so there is no front; wait for one or resume the study")
+        raise ConfigError(
+            "no trial of this study has finished whose point goes on, so there is no front; wait for one or resume it"
+        )
     goal, columns = goal or Goal(), [METRICS.index(axis) for axis in axes]
     means = np.stack([point.values().mean(axis=0) for point in points])
     drawn = resampled_means(points, samples, seed=seed)
@@ -186,14 +188,15 @@ def study_front(
         for place, point in enumerate(points)
     )
     volumes = None if certain else interval(np.array([hypervolume(part, corner) for part in turned_drawn[:200]]))
+    winner = _winner(points, means, drawn, goal, certain=certain)
     return Front(
         axes,
         members,
-        _winner(points, means, drawn, goal, certain=certain),
+        winner,
         hypervolume(turned, corner),
         volumes,
         tuple(float(value) for value in corner * _SIGN[columns]),
-        tuple(_remarks(points, trials)),
+        tuple(_remarks(points, trials, winner)),
     )
 
 
@@ -246,7 +249,13 @@ def _rival(winner: Replicated, other: Replicated, gap: float, goal: Goal) -> Riv
     return Rival(other.point.id, gap, noise, mean_interval(first - second))
 
 
-def _remarks(points: Sequence[Replicated], trials: Sequence[Trial]) -> list[str]:
+def candidates(trials: Sequence[Trial]) -> list[Replicated]:
+    """Points with a finished trial, but for those that were stopped, by a signal of another seed perhaps."""
+    stopped = {trial.point.id for trial in trials if trial.status == "stopped"}
+    return [point for point in grouped(trials) if point.point.id not in stopped]
+
+
+def _remarks(points: Sequence[Replicated], trials: Sequence[Trial], winner: Winner) -> list[str]:
     single, remarks = sum(len(point.by_seed) == 1 for point in points), []
     if single == len(points):
         remarks.append("Every point ran with one seed: there is no interval, and no difference can be told from noise.")
@@ -259,9 +268,12 @@ def _remarks(points: Sequence[Replicated], trials: Sequence[Trial]) -> list[str]
     if 2 <= fewest <= 4:
         remarks.append(f"With {fewest} seeds the shares of resamples are coarse; read them as a rough guide.")
     if stopped := sum(trial.status == "stopped" for trial in trials):
-        remarks.append(f"{stopped} trials were stopped early and are no candidates here.")
+        remarks.append(f"{stopped} trials were stopped early; their points are no candidates here.")
     if paused := sum(trial.status == "paused" for trial in trials):
         remarks.append(f"{paused} trials are paused at a rung, short of their budgets, and are no candidates here.")
     if failed := sum(trial.status == "failed" for trial in trials):
         remarks.append(f"{failed} trials failed and are left out.")
+    if own := [trial.seed for trial in trials if trial.status == "failed" and trial.point.id == winner.id]:
+        seeds = ", ".join(str(seed) for seed in own)
+        remarks.append(f"The winner failed with seed {seeds} and is judged by its other seeds alone.")
     return remarks

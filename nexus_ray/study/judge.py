@@ -36,6 +36,7 @@ from nexus_ray.config.study import (
     NewUnderForgetting,
     NoStopping,
     Weighted,
+    Weights,
     rung_shares,
 )
 from nexus_ray.study.records import Objectives
@@ -51,6 +52,12 @@ def forgetting_bound(objective: NewUnderForgetting | Weighted, *, at_rung: bool)
     if objective.kind == "weighted":
         return None
     return objective.max_forgetting * (1 + objective.rung_slack if at_rung else 1)
+
+
+def weighted(weights: Weights, scores: Objectives) -> float:
+    """What a point is worth; higher is better."""
+    gain, loss = weights.new * scores.new, weights.forgetting * scores.forgetting
+    return gain - loss - weights.cost * scores.cost / COST_UNIT
 
 
 @dataclass(frozen=True)
@@ -98,9 +105,7 @@ class Judge:
         """How good a point is; `at_rung` loosens the bound of forgetting by its slack."""
         rule = self.objective
         if rule.kind == "weighted":
-            weights = rule.weights
-            gain, loss = weights.new * objectives.new, weights.forgetting * objectives.forgetting
-            return 1, gain - loss - weights.cost * objectives.cost / COST_UNIT
+            return 1, weighted(rule.weights, objectives)
         bound = forgetting_bound(rule, at_rung=at_rung)
         assert bound is not None
         return (1, objectives.new) if objectives.forgetting <= bound else (0, -objectives.forgetting)

@@ -183,9 +183,11 @@ def fit_law(name: str, settings: Settings, *, draws: int = DRAWS, seed: int = 0)
     posterior by randomised maximisation (Bardsley et al. 2014). With `draws` 0 there is the best fit alone.
 
     Raises:
-        DataError: fewer than three ratios or four settings: no curve can be told from a line.
+        DataError: fewer than three ratios or four settings: no curve can be told from a line; or all values are 0.
     """
     law, number = LAWS[name], len(settings.value)
+    if not settings.scale.all():
+        raise DataError(f"law {name!r}: {law.of} is 0 at every budget and ratio, so there is nothing to fit")
     if len(set(settings.ratio.tolist())) < MIN_RATIOS or number < MIN_SETTINGS:
         raise DataError(
             f"law {name!r}: {number} settings with {len(set(settings.ratio.tolist()))} replay ratios; at least four "

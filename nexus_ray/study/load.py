@@ -22,7 +22,7 @@ from nexus_ray.config.study import StudyConfig, rung_shares
 from nexus_ray.config.tree import exact_fraction
 from nexus_ray.errors import ConfigError
 from nexus_ray.storage import Storage
-from nexus_ray.study.faults import file_faults, space_faults
+from nexus_ray.study.faults import base_faults, file_faults, space_faults
 from nexus_ray.study.records import Point, Trial
 from nexus_ray.study.search import points_at_most
 from nexus_ray.study.space import Space
@@ -96,16 +96,16 @@ def load_study(path: Path, overrides: Sequence[str] = (), *, hardware: Hardware 
     except ValidationError as error:
         raise ConfigError(report(file_faults(error, data), where=str(path))) from None
     base = read_yaml(path.parent / config.base)
-    faults = list(space_faults(config, base))
-    if faults:
+    if faults := list(space_faults(config, overrides)):
         raise ConfigError(report(faults, where=str(path)))
     base = apply_overrides(apply_overrides(base, list(override_texts(config.common))), overrides)
     hardware = hardware or detect_hardware()
     plain = parse_config(base, ["seed=0"], where=f"{path}, its base run {config.base} with `common`")
+    if faults := list(base_faults(config, base)):
+        raise ConfigError(report(faults, where=str(path)))
     space = Space.of(config.space, [stage.name for stage in plain.stages])
     study = Study(config, space, base, hardware, fingerprint(resolve(plain, hardware)), run_tokens(plain))
-    faults = [*_size_faults(study), *_point_faults(study)]
-    if faults:
+    if faults := [*_size_faults(study), *_point_faults(study)]:
         raise ConfigError(report(faults, where=str(path)))
     return study
 
@@ -176,7 +176,7 @@ def _point_faults(study: Study) -> Iterator[Fault]:
         seen.add(point.id)
         try:
             config = study.config_of(point, study.config.seeds[0])
-            lines = list(_rung_problems(study, config))
+            lines = [*_stage_problems(config), *_rung_problems(study, config)]
         except ConfigError as error:
             lines = [line.strip() for line in str(error).splitlines()]
             lines = lines[1:] or lines
@@ -185,6 +185,18 @@ def _point_faults(study: Study) -> Iterator[Fault]:
     for line, points in found.items():
         more = f"; and {len(points) - 1} more points" if len(points) > 1 else ""
         yield Fault("space", f" ({shown(points[0])}{more}): {line}")
+
+
+def _stage_problems(config: RunConfig) -> Iterator[str]:
+    """What makes the results of a run those of other settings than its point's."""
+    for index, stage in enumerate(config.stages):
+        continual = stage_config(config, index).continual
+        if continual.on_forgetting == "retry" and continual.max_forgetting is not None:
+            yield (
+                f"continual.on_forgetting=retry repeats stage {stage.name} with more replay than its point says, and "
+                "the steps of both count as one; set it to warn or stop in `common`"
+            )
+            return
 
 
 def _rung_problems(study: Study, config: RunConfig) -> Iterator[str]:

@@ -97,7 +97,7 @@ class StudyLog:
     def _describe(self, folder: Storage) -> None:
         config = _data(self._study.config)
         folder.write_text(_yaml(self._study.base), "base.yaml")
-        folder.write_text(_yaml({**config, "base": "base.yaml"}), "study.yaml")
+        folder.write_text(_yaml({**config, "base": "base.yaml", "common": {}}), "study.yaml")  # base.yaml has `common`
         description = {
             "name": self._study.config.name,
             "fingerprint": study_fingerprint(self._study),

@@ -1,10 +1,11 @@
 """Proposals by Optuna (Akiba et al. 2019, arXiv:1907.10902), whose study is built anew from our record at every ask.
 
-Multi-objective: new-domain score up, forgetting down, cost down; a bound of forgetting is a constraint, as loose at a
-rung as it is to the judge. No pickle and no database: each point of the history becomes a trial of an in-memory study,
-and the sampler is seeded by (seed, number of points), so that a proposal is a function of the history. Under early
-stopping points are compared at one rung, the highest that enough points have reached (as BOHB does, Falkner et al.
-2018, arXiv:1807.01774): scores of different budgets do not mix.
+Multi-objective under a bound of forgetting: new-domain score up, forgetting down, cost down, and the bound a
+constraint, as loose at a rung as it is to the judge. A weighted objective is one number, the judge's own. No pickle
+and no database: each point of the history becomes a trial of an in-memory study, and the sampler is seeded by (seed,
+number of points), so that a proposal is a function of the history. Under early stopping points are compared at one
+rung, the highest that enough points have reached (as BOHB does, Falkner et al. 2018, arXiv:1807.01774): scores of
+different budgets do not mix.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from nexus_ray.config.study import Knob, NewUnderForgetting, OptunaSearch, Weighted
 from nexus_ray.errors import ConfigError
-from nexus_ray.study.judge import forgetting_bound
+from nexus_ray.study.judge import forgetting_bound, weighted
 from nexus_ray.study.records import Objectives, Point, Value, canonical
 from nexus_ray.study.search import Proposal, Seen, first_new, points_at_most
 from nexus_ray.study.space import DIGITS, Space
@@ -25,6 +26,7 @@ from nexus_ray.study.space import DIGITS, Space
 RETRIES = 16
 """Further asks after a proposal that repeats a point; then a random one is taken."""
 DIRECTIONS = ("maximize", "minimize", "minimize")
+"""Of new-domain score, forgetting and cost."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,10 @@ class Optuna:
             return None
         optuna = _imported()
         known = {seen.point.id for seen in history}
+        directions = DIRECTIONS[:1] if self.objective.kind == "weighted" else DIRECTIONS
         for attempt in range(RETRIES):
             study = optuna.create_study(
-                directions=DIRECTIONS, sampler=self._sampler(optuna, len(history), attempt), study_name="study"
+                directions=directions, sampler=self._sampler(optuna, len(history), attempt), study_name="study"
             )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a widened list of choices is an old distribution to Optuna
@@ -95,6 +98,8 @@ class Optuna:
         states = optuna.trial.TrialState
         if scores is not None:
             values = [scores.new, scores.forgetting, scores.cost]
+            if self.objective.kind == "weighted":
+                values = [weighted(self.objective.weights, scores)]
             constraints = self._constraints(scores, at_rung=level < len(seen.levels) - 1)
             return optuna.create_trial(state=states.COMPLETE, values=values, constraints=constraints, **arguments)
         return optuna.create_trial(state=states.FAIL if seen.ended else states.RUNNING, **arguments)
@@ -150,7 +155,7 @@ def _imported() -> Any:
         import optuna
     except ImportError:
         raise ConfigError(
-            "search.kind=optuna needs the package optuna; `pip install 'optuna>=4'`, or use kind: random"
+            "search.kind=optuna needs the package optuna; `pip install 'optuna>=5'`, or use kind: random"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

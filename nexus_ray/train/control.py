@@ -13,6 +13,8 @@ What it allows for:
   decays. The limit starts at `bound x (1 + slack)` and falls to the bound with the learning rates still to come.
 - Gain. Over the fixed ratios of configs/experiments/replay, F / (F0 - F) falls as ratio^-0.5 (F: forgetting, F0: that
   without replay), so a ratio is changed by the square of the wanted change in forgetting.
+- The learning rate's gain is taken to be 1 at most: it comes back by no more than leads to the middle of the band, so
+  that a cut and its return do not chase each other.
 - Noise. The standard error of a reading is added to it; between the limit and `room` below it nothing is done.
 """
 
@@ -35,7 +37,7 @@ GAIN = 2.0
 """Power of the wanted change in forgetting that a ratio is changed by."""
 LARGEST_RAISE, SMALLEST_RAISE, LARGEST_CUT, LR_STEP = 3.0, 1.2, 0.5, 0.5
 """Most and least that more replay multiplies a ratio by, least that less replay does, and what the learning rate is
-multiplied or divided by. The smallest raise is still worth an interruption once it is rounded."""
+multiplied by, and divided by at most. The smallest raise is still worth an interruption once it is rounded."""
 TOO_LATE, LATE = 0.02, 0.1
 """With less than this share of the learning rates to come nothing has an effect any more, and less replay gains
 nothing."""
@@ -153,9 +155,12 @@ class Controller:
         return None
 
     def _let_go(self, step: int, setting: Setting, share: float, why: str) -> Action | None:
-        """The learning rate back up, else less replay; None if the ratio would hardly change."""
+        """The learning rate back up, else less replay; None if what changes would hardly change."""
         if setting.lr_factor < 1.0:
-            higher = min(1.0, setting.lr_factor / LR_STEP)
+            rise = min(1 / LR_STEP, self._aim / share) if share > 0 else 1 / LR_STEP
+            higher = min(1.0, _rounded(setting.lr_factor * rise))
+            if higher < min(1.0, setting.lr_factor * (1 + SMALLEST_CHANGE)):
+                return None
             return Action("learning_rate", step, setting.replay_ratio, higher, f"{why}: learning rate back up")
         factor = max(LARGEST_CUT, (max(0.0, share) / self._aim) ** GAIN)
         least = _rounded(min(self.start_ratio, self.config.min_replay_ratio), ROUND_CEILING)

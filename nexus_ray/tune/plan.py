@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import islice
 
 from nexus_ray.config.study import rung_shares
-from nexus_ray.study.load import Study, run_tokens, rung_tokens, shown
+from nexus_ray.study.load import MOST_CHECKED, Study, run_tokens, rung_tokens, shown
 from nexus_ray.study.placement import DRIVER_CPUS, Need
+from nexus_ray.study.records import Point
 from nexus_ray.study.search import searcher
 from nexus_ray.study.space import Space
 
@@ -67,10 +69,12 @@ def _rungs(study: Study, points: int) -> Iterator[str]:
         for share, tokens in zip(shares, rung_tokens(base, shares) if shares else (), strict=True)
     )
     yield f"rule    {stopping.rule}" + (f", rungs at {rungs}" if rungs else "")
-    total = points * len(study.config.seeds) * run_tokens(base)
-    share = expected_share(study, points)
+    budgets = [study.budget(point) for point in islice(_known(study, points), MOST_CHECKED)] or [run_tokens(base)]
+    total = sum(budgets) * points // len(budgets) * len(study.config.seeds)
+    share = expected_share(study, points) if len(set(budgets)) == 1 else Fraction(1)
     promised = f", of which promotion spends {float(share):.0%}" if share < 1 else ""
-    yield f"tokens  about {total:,} at full budgets{promised}"
+    about = "" if len(budgets) == points else "about "
+    yield f"tokens  {about}{total:,} at full budgets{promised}"
 
 
 def _goal(study: Study) -> str:
@@ -81,13 +85,17 @@ def _goal(study: Study) -> str:
     return f"{weights.new:g} x new - {weights.forgetting:g} x forgetting - {weights.cost:g} x cost / 1e15"
 
 
-def _points(study: Study, points: int) -> Iterator[str]:
+def _known(study: Study, points: int) -> Iterator[Point]:
     """The points that are known beforehand."""
     search, space = study.config.search, study.space
-    if search.kind == "optuna":
-        return
-    known = space.grid() if search.kind == "grid" else (space.sample(search.seed, index) for index in range(points))
-    for number, point in enumerate(known):
+    if search.kind == "grid":
+        yield from space.grid()
+    elif search.kind == "random":
+        yield from (space.sample(search.seed, index) for index in range(points))
+
+
+def _points(study: Study, points: int) -> Iterator[str]:
+    for number, point in enumerate(_known(study, points)):
         if number == MOST_SHOWN:
             yield f"  and {points - MOST_SHOWN} more"
             return

@@ -12,6 +12,7 @@ from nexus_ray.config import RunConfig
 from nexus_ray.errors import Interrupted, NexusError, Paused, Stopped
 from nexus_ray.storage import Storage
 from nexus_ray.study.turns import Ended
+from nexus_ray.tracking import redact_text
 from nexus_ray.tune.box import Line
 
 LOCK_S = 90.0
@@ -61,7 +62,7 @@ def _run(config: RunConfig, line: Line, report: Callable[[Storage], Any] | None)
 
 def _reason(error: Exception) -> str:
     first = next(iter(str(error).strip().splitlines()), "")
-    return first if isinstance(error, NexusError) else f"{type(error).__name__}: {first}"
+    return redact_text(first if isinstance(error, NexusError) else f"{type(error).__name__}: {first}")
 
 
 def _steps(run: Storage, since: float) -> tuple[float | None, float | None]:

@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 import pytest
 
 from nexus_ray.config.tree import WandbConfig
+from nexus_ray.report.study import StudyView
+from nexus_ray.report.study_page import render_study
 from nexus_ray.storage import Storage
 from nexus_ray.study.records import Point, Trial
 from nexus_ray.tracking_study import StudyTracker
@@ -94,6 +96,22 @@ def test_a_study_is_one_group_with_everything_in_it(tmp_path: Path, caplog: pyte
     summary = runs["sweep/summary"]
     assert summary.summary["trials.nrows"] == 2 and summary.summary["trials.ncols"] == 10
     assert "report" in {kind for kind, _ in summary.artifacts.values()}
+
+
+def test_no_credential_in_a_knob_or_a_reason_is_sent(tmp_path: Path) -> None:
+    place = "s3://KEY:hunter2@bucket/text.txt"
+    point = Point({"domains.a.source.paths": [place], "order": f"{place}?token=hunter2&x=1"})
+    failed = Trial(point, 0, "failed", reason=f"cannot read {place}")
+    page = render_study(StudyView("sweep", [*study_trials((0,)), failed, dataclasses.replace(failed, seed=1)]))
+    assert "KEY" not in page and "hunter2" not in page and "bucket/text.txt" in page
+    tracker = StudyTracker(WandbConfig(mode="offline"), tmp_path, name="sweep")
+    tracker.trial(failed, config=CONFIG)
+    tracker.finish([failed])
+    runs = _read(tmp_path)
+    assert runs[f"sweep/{failed.id}"].summary["reason"] == "cannot read s3://(hidden)@bucket/text.txt"
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert any(file.name.endswith(".table.json") for file in files)
+    assert not [file for file in files if b"hunter2" in file.read_bytes()]
 
 
 @pytest.mark.parametrize("mode", ["online", "disabled"])

@@ -30,6 +30,16 @@ def test_the_plan_names_points_rungs_tokens_and_room(tmp_path: Path) -> None:
     assert text.count("900,000 tokens  continual") == 12
 
 
+def test_tokens_are_those_of_the_points_where_the_budget_is_a_knob(tmp_path: Path) -> None:
+    space = {"training.token_budget": {"choice": [45_000, 90_000]}, "continual.replay_ratio": {"choice": [0.0, 0.1]}}
+    study = a_study(tmp_path, space=space, stopping={"rule": "asha", "rungs": [0.5]}, seeds=[0, 1])
+    text = "\n".join(plan_lines(study, Need(1, 2), 1))
+    assert "tokens  1,080,000 at full budgets\n" in text, "two stages, two ratios, two seeds"
+    assert "tokens  21,600,000 at full budgets, of which promotion spends" in "\n".join(
+        plan_lines(a_study(tmp_path, stopping=ASHA, seeds=[0, 1]), Need(1, 2), 1)
+    )
+
+
 def test_promotion_spends_what_the_judge_promises(tmp_path: Path) -> None:
     study = a_study(tmp_path, stopping=ASHA)
     assert [float(share) for share in rung_shares(study.config.stopping)] == pytest.approx([1 / 9, 1 / 3])

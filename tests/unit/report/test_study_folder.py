@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -12,13 +13,14 @@ from rich.console import Console
 
 from nexus_ray.cli import main
 from nexus_ray.config import fingerprint, load_config
-from nexus_ray.report.study_folder import show_study, study_view, wall_clock, write_study
+from nexus_ray.report.study_folder import show_study, study_view, wall_clock
+from nexus_ray.report.study_folder import write_study as write_study_folder
 from nexus_ray.study.course import Course, Job
-from nexus_ray.study.load import Study
+from nexus_ray.study.load import Study, load_study
 from nexus_ray.study.log import NAME, StudyLog
 from nexus_ray.study.records import Objectives, Point, Report
 from nexus_ray.synthesis.append_log import LogWriter, read_log
-from tests.studies import Lab, a_study, smooth
+from tests.studies import Lab, a_study, smooth, write_study
 from tests.study_views import law_truth
 from tests.unit.test_storage import RemoteStorage
 
@@ -46,7 +48,7 @@ def study(tmp_path: Path) -> Study:
 
 
 def test_results_page_and_best_config_are_written(study: Study, tmp_path: Path) -> None:
-    assert write_study(study.folder).endswith("report.html")
+    assert write_study_folder(study.folder).endswith("report.html")
     place = study.folder.local_path
     results = json.loads((place / "results.json").read_text())
     assert len(results["trials"]) == 12 and results["winner"] in results["front"]
@@ -59,6 +61,33 @@ def test_results_page_and_best_config_are_written(study: Study, tmp_path: Path) 
     [point] = {t["trial"]: t for t in results["trials"] if t["point"] == results["winner"]}.values()
     assert best.continual.replay_ratio == point["params"]["continual.replay_ratio"]
     assert best.name == f"s-{point['trial']}-again"
+
+
+def test_a_study_goes_on_from_its_folder_with_the_command_lines_settings(tmp_path: Path) -> None:
+    """They come after `common`, and stay after it: in the folder's own study file and in best.yaml."""
+    common = {"training.learning_rate": 2.0e-3, "training.token_budget": 225_000}
+    file = write_study(tmp_path, common=common)
+    ours = load_study(file, ["training.learning_rate=5.0e-4", "training.token_budget=450000"])
+    Kept(ours, smooth).fill()
+    write_study_folder(ours.folder)
+    place = ours.folder.local_path
+    best, again = load_config(place / "best.yaml"), load_study(place / "study.yaml")
+    assert (best.training.learning_rate, best.training.token_budget) == (5.0e-4, 450_000)
+    assert again.base_fingerprint == ours.base_fingerprint
+    with StudyLog(again) as log:
+        assert log.events
+
+
+def test_forgetting_that_is_nought_everywhere_leaves_a_whole_folder(tmp_path: Path) -> None:
+    def score(point: Point, seed: int, share: float) -> Objectives:
+        return dataclasses.replace(smooth(point, seed, share), forgetting=0.0)
+
+    study = a_study(tmp_path, search={"kind": "random", "trials": 9}, objective=BOUND)
+    Kept(study, score).fill()
+    write_study_folder(study.folder)
+    results = json.loads((study.folder.local_path / "results.json").read_text())
+    assert results["winner"] and results["laws"] is None
+    assert show_study(study.folder, tmp_path / "page.html") is not None
 
 
 def test_the_command_on_the_page_repeats_the_trial(study: Study) -> None:
@@ -79,7 +108,7 @@ def test_the_command_on_the_page_repeats_the_trial(study: Study) -> None:
 def test_simulated_epoching_is_in_the_best_config(tmp_path: Path) -> None:
     study = a_study(tmp_path, full_tokens=1_800_000, common={"training.token_budget": 225_000})
     Kept(study, smooth).fill()
-    write_study(study.folder)
+    write_study_folder(study.folder)
     place = study.folder.local_path
     best = load_config(place / "best.yaml")
     assert best.data.fraction == 0.25
@@ -101,7 +130,7 @@ def test_compare_shows_a_study(study: Study, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_study_in_an_object_store_has_the_same_results(study: Study, tmp_path: Path) -> None:
-    write_study(study.folder)
+    write_study_folder(study.folder)
     (tmp_path / "bucket").mkdir()
     there = RemoteStorage(f"remote://{tmp_path / 'bucket'}")
     for name in ("study.yaml", "base.yaml", "study.json"):
@@ -110,7 +139,7 @@ def test_a_study_in_an_object_store_has_the_same_results(study: Study, tmp_path:
     with LogWriter(there, NAME) as log:
         for event in read_log(study.folder, NAME):
             log.write({key: value for key, value in event.items() if key != "crc"})
-    assert write_study(there) == f"remote://{tmp_path / 'bucket'}/report.html"
+    assert write_study_folder(there) == f"remote://{tmp_path / 'bucket'}/report.html"
     assert there.read_json("results.json") == study.folder.read_json("results.json")
     assert there.read_text("best.yaml") == study.folder.read_text("best.yaml")
 
@@ -151,7 +180,7 @@ def a_replay_study(folder: Path, **changes: Any) -> Study:
 
 def test_laws_are_fitted_over_ratio_and_budget_and_advise(tmp_path: Path) -> None:
     study = a_replay_study(tmp_path)
-    write_study(study.folder)
+    write_study_folder(study.folder)
     results = study.folder.read_json("results.json")
     law = results["laws"]["forgetting"]
     assert law["name"] in ("injected", "replayed") and {"E", "A", "b"} <= {p["name"] for p in law["parameters"]}

@@ -392,6 +392,25 @@ def test_a_trial_that_always_fails_leaves_the_others_untouched(tmp_path: Path) -
     assert lab.started == [bad], "asked for, it runs again; finished ones do not"
 
 
+def test_a_trial_that_failed_at_its_pause_and_is_run_again_pauses_there(tmp_path: Path) -> None:
+    """Its checkpoint could not be written, say. What it was told stands, and it may be promoted like the others."""
+    study, log = a_study(tmp_path, stopping=ASHA), Log()
+    course, lab = Lab(study, smooth).course(log), Lab(study, smooth)
+    job = course.next()
+    assert job is not None
+    at_rung = Report(200, 200_000, smooth(job.point, job.seed, 4 / 18))
+    assert course.report(job.trial, at_rung) == "pause"
+    course.fail(job.trial, "the disk is full")
+    course.left(job.trial)
+    course.retry([job.trial])
+    again = course.next()
+    assert again is not None and again.trial == job.trial and course.report(job.trial, at_rung) == "pause"
+    assert statuses(course)[job.trial] == "paused"
+    course.left(job.trial)
+    lab.saved[job.trial] = 4
+    assert statuses(lab.run(log)) == statuses(Lab(study, smooth).run(Log())), "as if it had never failed"
+
+
 def test_scores_that_are_no_numbers_fail_a_trial(tmp_path: Path) -> None:
     def broken(point: Point, seed: int, share: float) -> Objectives:
         bad = point.params["continual.warmup_steps"] == 1 and share > 0.3

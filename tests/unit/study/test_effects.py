@@ -55,6 +55,18 @@ def test_a_search_gives_an_additive_model_that_finds_the_same(count: int) -> Non
     assert (rank.importance or 0) > (_knob(effects, WARMUP).importance or 0)
 
 
+@pytest.mark.parametrize("lost", [0.0, 0.1])
+def test_an_objective_that_never_changes_has_flat_curves_and_says_so(lost: float) -> None:
+    """Forgetting of a first stage, say; nine points of ten, so that they are no grid."""
+    params = [{RATIO: ratio, WARMUP: warmup} for ratio in (0.0, 0.1, 0.2) for warmup in (1, 2, 3)][:-1]
+    trials = [trial(p, 0, -2.0 - float(p[RATIO]), lost) for p in params]
+    effects = knob_effects(trials, "forgetting")
+    assert effects is not None and effects.method == "additive model" and effects.explained is None
+    assert [knob.size for knob in effects.knobs] == [0.0, 0.0] and "no knob changes it" in effects.remarks[-1]
+    assert {level.mean for knob in effects.knobs for level in knob.levels} == {lost}
+    assert all(knob.contrast is None and knob.importance is None for knob in effects.knobs)
+
+
 def test_noise_alone_explains_nothing() -> None:
     generator = np.random.default_rng(0)
     trials = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -99,9 +100,24 @@ def test_only_finished_trials_are_candidates() -> None:
     trials = [*study_trials((0,)), trial({"a": 1}, 0, 5.0, 0.0, status="stopped"), Trial(Point({"a": 2}), 0, "failed")]
     trials += [trial({"a": 3}, seed, 5.0, 0.0, status="paused") for seed in (0, 1)]
     front = study_front(trials)
-    assert len(front.members) == 18 and {"1 trials were stopped early and are no candidates here."} < set(front.remarks)
+    stopped = "1 trials were stopped early; their points are no candidates here."
+    assert len(front.members) == 18 and stopped in front.remarks
     assert "2 trials are paused at a rung, short of their budgets, and are no candidates here." in front.remarks
     assert common_tokens(trials) == 250_000 and len(grouped(trials, tokens=250_000)) == 20
+
+
+def test_a_point_that_one_of_its_seeds_stopped_does_not_win_by_another() -> None:
+    trials = [*study_trials((0, 1)), trial({"a": 1}, 0, 5.0, 0.0), trial({"a": 1}, 1, 5.0, 0.0, status="stopped")]
+    assert {"a": 1} not in [member.replicated.point.params for member in study_front(trials).members]
+    with pytest.raises(ConfigError, match="no trial of this study has finished"):
+        study_front(trials[-2:])
+
+
+def test_a_winner_that_failed_with_a_seed_is_said_to_have() -> None:
+    failed = dataclasses.replace(trial({"a": 1}, 1, 5.0, 0.0), status="failed")
+    front = study_front([*study_trials((0, 1)), trial({"a": 1}, 0, 5.0, 0.0), failed])
+    assert front.winner.id == failed.point.id
+    assert "The winner failed with seed 1 and is judged by its other seeds alone." in front.remarks
 
 
 def test_wrong_axes_and_empty_studies_are_refused() -> None:

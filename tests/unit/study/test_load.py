@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,47 @@ def test_where_a_run_is_scored_and_judged(tmp_path: Path) -> None:
 def test_overrides_apply_to_all_trials(tmp_path: Path) -> None:
     study = load_study(write_study(tmp_path), ["training.weight_decay=0.25"])
     assert {study.config_of(point, 0).training.weight_decay for point in study.space.grid()} == {0.25}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("name=other", "override name: name of a trial follows from the study; use its `name`"),
+        ("seed=5", "override seed: seed of a trial follows from the study"),
+        ("continual.replay_ratio=0.5", "space.continual.replay_ratio sets it in every trial; narrow the knob"),
+        ("trainin.seq_len=5", "override trainin.seq_len: is no path of a run's config; did you mean training.seq_len?"),
+    ],
+)
+def test_what_the_command_line_cannot_set_for_all_trials(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_study(write_study(tmp_path), [override])
+
+
+def test_a_study_may_be_kept_elsewhere(tmp_path: Path) -> None:
+    assert load_study(write_study(tmp_path), [f"storage={tmp_path}/there"]).folder.uri.startswith(f"{tmp_path}/there")
+
+
+@pytest.mark.parametrize(
+    "base", [{"stages": None}, {"stages": "x"}, {"model": "y"}, {"stages": [{"name": "one", "replay": 3}]}]
+)
+def test_a_base_run_that_is_none_is_said_to_be(tmp_path: Path, base: dict[str, Any]) -> None:
+    space = {"order": {"stages_order": "permutations"}}
+    with pytest.raises(ConfigError, match=rf"run\.yaml(.|\n)*{next(iter(base))}"):
+        a_study(tmp_path, base=base, space=space)
+
+
+def test_orders_are_of_the_stages_that_common_sets(tmp_path: Path) -> None:
+    stages = [{"name": name, "domains": {domain: 1}} for name, domain in (("x", "french"), ("y", "code"))]
+    orders = {"order": {"stages_order": [["x", "y"], ["y", "x"]]}}
+    study = a_study(tmp_path, common={"stages": stages}, space=orders)
+    assert [point.params["order"] for point in study.space.grid()] == ["x>y", "y>x"]
+
+
+def test_a_stage_that_repeats_itself_is_no_trial(tmp_path: Path) -> None:
+    held = {"continual.max_forgetting": 0.5}
+    with pytest.raises(ConfigError, match="on_forgetting=retry repeats stage one with more replay"):
+        a_study(tmp_path, common={"continual.on_forgetting": "retry", **held})
+    a_study(tmp_path, common={"continual.on_forgetting": "control", **held})
 
 
 def knobs(**more: Any) -> dict[str, Any]:

@@ -154,6 +154,20 @@ def test_points_are_compared_at_one_rung(tmp_path: Path) -> None:
     assert optuna.level([seen(score, score, score)] * 2 + [seen(score, score, None)]) == 1
 
 
+def test_a_weighted_objective_is_what_optuna_follows(tmp_path: Path) -> None:
+    """Equal histories, other weights: other proposals; where only cost counts, the cheap end."""
+
+    def taken(**weights: float) -> list[float]:
+        search = {"kind": "optuna", "trials": 30, "startup": 6}
+        objective = {"kind": "weighted", "weights": {"new": 0.0, "forgetting": 0.0, **weights}}
+        study = a_study(tmp_path, space=KNOBS, search=search, objective=objective)
+        points = [seen.point for seen in play(searcher(study.config, study.space), 30)]
+        return [value(point).forgetting for point in points[10:]]
+
+    new, forgetting = taken(new=1.0), taken(forgetting=1.0)
+    assert new != forgetting and sum(forgetting) < sum(new)
+
+
 def test_failed_and_running_points_and_a_widened_space(tmp_path: Path) -> None:
     search = {"kind": "optuna", "trials": 30, "startup": 2}
     narrow = a_study(tmp_path, space=KNOBS, search=search)
@@ -190,5 +204,5 @@ def test_without_optuna_there_is_a_way_out(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setitem(sys.modules, "optuna", None)
     study = a_study(tmp_path, space=KNOBS, search={"kind": "optuna", "trials": 3})
-    with pytest.raises(ConfigError, match=r"pip install 'optuna>=4'.*kind: random"):
+    with pytest.raises(ConfigError, match=r"pip install 'optuna>=5'.*kind: random"):
         searcher(study.config, study.space).ask([])

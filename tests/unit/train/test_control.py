@@ -65,6 +65,24 @@ def test_the_learning_rate_is_lowered_only_where_replay_is_at_its_limit_and_come
     assert alone is not None and alone.kind == "learning_rate"
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0])
+@pytest.mark.parametrize("worst", [0.36, 0.42, 0.5, 0.9])
+def test_a_cut_of_the_learning_rate_and_its_return_do_not_chase_each_other(power: float, worst: float) -> None:
+    """Forgetting settles where a power of the learning rate puts it; there is nothing to replay."""
+    held, acted, seen = controller(can_replay=False, slack=0.0), [setting(0.0)], readings(0.0, every=10)
+    value = 0.0
+    for step in range(10, STEPS, 10):
+        value += (worst * acted[-1].lr_factor ** power - value) / 2
+        seen.append(Reading(step, {"old": value}, {"old": 0.0}))
+        if action := held.decide(seen, acted):
+            assert action.kind == "learning_rate"
+            acted.append(action.setting)
+    factors = [each.lr_factor for each in acted]
+    turns = sum((b - a) * (c - b) < 0 for a, b, c in zip(factors, factors[1:], factors[2:], strict=False))
+    assert turns <= 1 and len(acted) <= 5, factors
+    assert 0.6 * held.bound <= value <= held.bound or factors[-1] == 0.1
+
+
 def test_a_fall_that_ends_under_the_bound_by_itself_does_not_cost_learning_rate() -> None:
     falling = readings(0.0, 0.9, 0.6, every=100)
     assert controller(slack=0.0).decide(falling, [setting(0.5)]) is None
