@@ -18,6 +18,7 @@ from nexus_ray.config.model import WheelModel
 
 _KEY_START = re.compile(r"(sk|pk|rk)[-_]|AIza|AKIA|gsk_|hf_|xai-|gh[pousr]_|Bearer\s", re.ASCII)
 _KEY_BODY = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[A-Za-z0-9+/=]{28,}", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
 _KEY_FIELDS = re.compile(r"(api_?)?(key|token|secret|password|authorization)", re.IGNORECASE)
 _OWN_OPTIONS = frozenset(
     {"model", "host", "port", "uds", "api-key", "served-model-name", "revision", "tensor-parallel-size"}
@@ -27,8 +28,9 @@ _ENVIRONMENT_NAME = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*", re.ASCII)
 
 
 def looks_like_key(text: str) -> bool:
-    """Whether a text has the form of a secret: a known prefix, or 28 and more letters and digits without a break."""
-    return bool(_KEY_START.match(text) or _KEY_BODY.fullmatch(text))
+    """Whether a text has the form of a secret: a known prefix, or 28 and more letters and digits without a break. Three
+    slashes make it a path."""
+    return bool(_KEY_START.match(text) or (_KEY_BODY.fullmatch(text) and text.count("/") < 3))
 
 
 def _variable_name(field: str, value: str | None) -> str | None:
@@ -113,7 +115,7 @@ class _Generator(Section):
     @classmethod
     def _no_keys(cls, data: Any) -> Any:
         for name, value in data.items() if isinstance(data, dict) else ():
-            if not isinstance(value, str):
+            if not isinstance(value, str) or (name == "revision" and _COMMIT.fullmatch(value)):
                 continue
             if looks_like_key(value) or (_KEY_FIELDS.fullmatch(str(name)) and name not in cls.model_fields):
                 raise ValueError(
@@ -141,9 +143,15 @@ class _RemoteGenerator(_Generator):
     @field_validator("base_url", check_fields=False)
     @classmethod
     def _plain_url(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("base_url must start with http:// or https:// and name a host")
+        try:
+            parts = urlsplit(value)
+            sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            sound = False
+        if not sound:
+            raise ValueError(
+                "base_url must start with http:// or https:// and name a host, with a port from 1 to 65535 if any"
+            )
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError(
                 "base_url must not hold a user, a password or a query, where keys hide; name an environment variable "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from nexus_ray.config.filters import FiltersConfig
@@ -19,7 +21,7 @@ class SamplingConfig(Section):
     """0 takes the likeliest token each time."""
     top_p: float = Field(0.95, gt=0.0, le=1.0)
     """Tokens are drawn from the likeliest ones that together have this probability."""
-    stop: list[str] = Field(default_factory=list)
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     """Texts that end an answer; they are not part of it."""
 
 

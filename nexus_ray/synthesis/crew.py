@@ -288,13 +288,15 @@ class ShardWorker:
         config = self._spec.config
         holder = ray.get_runtime_context().get_actor_id() or f"{os.uname().nodename}-{os.getpid()}"
         ray.get(self._doors.forget.remote(holder))
-        generator = self._generator(config.generator, "generator", holder)
+        stats = Ledger(self._spec.ledger, self._spec.job, attempts=config.attempts).stats()
+        proven = stats.answered > stats.traffic.borrowed
+        generator = self._generator(config.generator, "generator", holder, proven=proven)
         ask = None
         if config.judge is not None:
             ask = Asker(self._generator(config.judge, "judge", holder), alone=not asks_gate(config.judge))
         return Line(generator), AnswerJudge(self._spec, ask)
 
-    def _generator(self, section: AnyGenerator, role: str, holder: str) -> Generator:
+    def _generator(self, section: AnyGenerator, role: str, holder: str, *, proven: bool = False) -> Generator:
         config = self._spec.config
         gate = _RemoteDoor(self._doors, role)
         gpu = bool(config.worker_gpus)
@@ -305,6 +307,7 @@ class ShardWorker:
             holder=holder,
             threads=config.cpus_per_worker,
             gpu=gpu,
+            proven=proven,
         )
         if asks_gate(section):
             return built

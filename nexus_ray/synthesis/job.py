@@ -114,6 +114,8 @@ class _Driver:
             if not self.stopped and committer.reached(self.spec.config.target):
                 self._stop("target")
         self._look_after(doors, committer, last=True)
+        if not self.stopped and len(self.ledger.open_shards()):
+            self.stopped = "requests without an answer hold back the rows behind them; the same command asks them again"
 
     def _stop(self, why: str) -> None:
         if not self.stopped:

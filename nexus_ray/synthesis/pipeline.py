@@ -9,6 +9,7 @@ For anything that is paid for, or too much to lose, use a job (`nexus-ray synthe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -59,7 +60,12 @@ class SyntheticPipeline:
         if num_candidates < 1:
             raise ConfigError(f"num_candidates={num_candidates}: each prompt is asked at least once; use 1 or more")
         asked = [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in prompts]
-        requests = [Request(one, sampling or Sampling(), place) for one in asked for place in range(num_candidates)]
+        times: Counter[str] = Counter()  # a prompt that comes again is asked for further answers
+        requests = []
+        for one in asked:
+            first = times[one.id]
+            times[one.id] += num_candidates
+            requests += [Request(one, sampling or Sampling(), first + place) for place in range(num_candidates)]
         arrived = {item.request_id: item for item in generate(self.generator, requests)}
         self.failures = [item for item in arrived.values() if isinstance(item, Failure)]
         self.rejected = []

@@ -91,6 +91,9 @@ class Failure:
     """Short and free of payload and keys: `http 500`, `timeout after 60 s`."""
     retriable: bool
     """Whether asking again later may help."""
+    passing: bool = False
+    """Whether it says nothing of the request: the call never left, or nothing came back from anywhere. Such a failure
+    does not count among the `attempts`."""
 
 
 @dataclass(frozen=True)

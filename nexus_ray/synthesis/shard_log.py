@@ -45,6 +45,7 @@ class ShardState:
     rows: dict[str, tuple[Judged, ...]] = field(default_factory=dict)
     """Judged rows by request; an answer may have none."""
     failures: dict[str, list[Failure]] = field(default_factory=dict)
+    """Those that count, by request."""
     in_flight: set[str] = field(default_factory=set)
     """Sent, and nothing came back yet."""
     borrowed: set[str] = field(default_factory=set)
@@ -83,7 +84,8 @@ class ShardState:
             self._answered(Answer(**event["answer"]), bool(event.get("borrowed")))
         elif kind == "failed":
             failure = Failure(**event["failure"])
-            self.failures.setdefault(failure.request_id, []).append(failure)
+            if not failure.passing:
+                self.failures.setdefault(failure.request_id, []).append(failure)
             self.in_flight.discard(failure.request_id)
         elif kind == "judged":
             answer = self.answers.get(event["id"])
@@ -177,6 +179,10 @@ class ShardLog:
         """An answer has come; `flush`, a full group or the end of the context make it safe."""
         self._known(answer.request_id)
         self._add({"event": "answered", "answer": asdict(answer), **({"borrowed": True} if borrowed else {})})
+
+    def gave_up(self, id: str) -> bool:
+        """Whether a request is not asked again, having failed for good or too often."""
+        return self.state.gave_up(id, self._attempts)
 
     def failed(self, failure: Failure) -> None:
         """A request got no answer. Not for what the job itself called off (budget, interrupt): that stays pending."""

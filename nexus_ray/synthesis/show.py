@@ -59,6 +59,7 @@ def show_outcome(domain: str, outcome: JobOutcome, console: Console | None = Non
     rows = [("requests planned", stats.planned), ("answered", stats.answered), ("failed", stats.failed)]
     rows += [("sent again after a crash", stats.traffic.resent)] if stats.traffic.resent else []
     rows += [("taken over from other ledgers", stats.traffic.borrowed)] if stats.traffic.borrowed else []
+    rows += [("rows that wait for shards before them", stats.uncommitted)] if stats.uncommitted else []
     rows += [("rows accepted", stats.accepted), ("rows flagged for review", stats.flagged)]
     rows += [("rows rejected", stats.rejected)]
     rows += [(f"  by {name}", count) for name, count in sorted(stats.rejected_by.items(), key=lambda item: -item[1])]

@@ -3,6 +3,10 @@
 One stream of calls runs through all shards: the next one is opened once the requests of those open have all been drawn,
 so that no slot is empty while a shard ends. The generator has a thread of its own, and judging has `threads`.
 Invariant: an answer is in the log before it is judged; what is logged as sent has left, and nothing else has.
+
+A request that fails for now is asked again behind the others once an answer has come since, for then the failure is its
+own; in an outage it waits for the next session, and the failure does not count. Otherwise one such request would keep
+its shard open, and with it all rows behind, while the rest of the plan is paid for.
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 from nexus_ray.errors import SynthesisError
 from nexus_ray.synthesis.generators.protocol import Generator, Line
@@ -25,6 +30,8 @@ from nexus_ray.synthesis.validators.judge import RefusedQuestionError
 
 ASK_TOKENS = 512
 """Tokens of a judging model's reply at most."""
+PROBE = "Is snow white? Answer with one word."
+"""What a judging model that works has a reply to."""
 
 
 def work_shards(
@@ -49,6 +56,7 @@ def work_shards(
         while work.has_more():
             for item in line.generate(work, work.sent):
                 work.take(item)
+        work.settle()
 
 
 @dataclass(eq=False)
@@ -82,6 +90,7 @@ class _Work(Iterator[Request]):
         self._shards: list[_OpenShard] = []
         self._shard_of: dict[str, _OpenShard] = {}
         self._to_ask: deque[Request] = deque()
+        self._failed: list[Failure] = []  # no answer has come since
         self._error: BaseException | None = None
 
     def __enter__(self) -> _Work:
@@ -149,11 +158,36 @@ class _Work(Iterator[Request]):
             with self._lock:
                 log = self._shard_of[item.request_id].log
                 if isinstance(item, Failure):
-                    log.failed(item)
-                    self._done(item.request_id)
+                    if item.retriable:
+                        log.failed(replace(item, passing=True))
+                        self._failed.append(item)
+                    else:
+                        log.failed(item)
+                        self._done(item.request_id)
                     return
                 log.answered(item)
+                failed, self._failed = self._failed, []
+                for failure in failed:
+                    self._count(failure, again=True)
             self._pool.submit(self._judged, item)
+
+    def settle(self) -> None:
+        """Nothing more is asked: what failed since the last answer waits for another session."""
+        with self._kept(), self._lock:
+            failed, self._failed = self._failed, []
+            for failure in failed:
+                self._count(failure, again=False)
+
+    def _count(self, failure: Failure, *, again: bool) -> None:
+        """A failure that is the request's own, unless the call never left."""
+        id = failure.request_id
+        log = self._shard_of[id].log
+        if not failure.passing:
+            log.failed(failure)
+        if again and not log.gave_up(id):
+            self._to_ask.append(log.requests[id])
+        else:
+            self._done(id)
 
     def _judged(self, answer: Answer) -> None:
         with self._kept():
@@ -187,7 +221,8 @@ class _Work(Iterator[Request]):
 class Asker:
     """`ask(prompt) -> reply` over a generator, for the judging model; several threads may ask at once.
 
-    No reply is no verdict: after an outage the answer stays in the log, not judged, until the job is started again.
+    No reply is no verdict: after an outage the answer stays in the log, not judged, until the job is started again. But
+    where the model answers `PROBE` and is silent once more, it is the question that it has no reply to.
     """
 
     def __init__(self, generator: Generator, *, alone: bool) -> None:
@@ -199,23 +234,36 @@ class Asker:
 
     def __call__(self, prompt: str) -> str:
         """Raises RefusedQuestionError if this question will never be answered, SynthesisError if it may be later."""
-        request = Request(Prompt(prompt, recipe="judge"), Sampling(max_tokens=ASK_TOKENS, temperature=0.0), 0)
         with self._turn or nullcontext():
-            return asyncio.run_coroutine_threadsafe(self._ask(request), self._loop).result()
+            return asyncio.run_coroutine_threadsafe(self._reply(prompt), self._loop).result()
 
-    async def _ask(self, request: Request) -> str:
+    async def _reply(self, prompt: str) -> str:
+        item = await self._ask(prompt)
+        if _its_own(item) and isinstance(await self._ask(PROBE), Answer):
+            item = await self._ask(prompt)
+            if _its_own(item):
+                raise RefusedQuestionError(f"the judging model answers others, but not the question: {item.reason}")
+        if isinstance(item, Answer):
+            return item.text
+        if not item.retriable:
+            raise RefusedQuestionError(f"the judging model refuses the question: {item.reason}")
+        raise SynthesisError(
+            f"the judging model gave no reply ({item.reason}); what was answered is kept, and is judged when the job "
+            f"is started again"
+        )
+
+    async def _ask(self, prompt: str) -> Answer | Failure:
+        request = Request(Prompt(prompt, recipe="judge"), Sampling(max_tokens=ASK_TOKENS, temperature=0.0), 0)
         async for item in self._generator.generate([request]):
-            if isinstance(item, Answer):
-                return item.text
-            if not item.retriable:
-                raise RefusedQuestionError(f"the judging model refuses the question: {item.reason}")
-            raise SynthesisError(
-                f"the judging model gave no reply ({item.reason}); what was answered is kept, and is judged when the "
-                f"job is started again"
-            )
+            return item
         raise SynthesisError("the judging model gave neither a reply nor a failure; this is a fault of its generator")
 
     def close(self) -> None:
         """Give connections back."""
         asyncio.run_coroutine_threadsafe(self._generator.aclose(), self._loop).result(timeout=10)
         self._loop.call_soon_threadsafe(self._loop.stop)
+
+
+def _its_own(item: Answer | Failure) -> TypeGuard[Failure]:
+    """Whether a failure may pass and may yet be the question's own."""
+    return isinstance(item, Failure) and item.retriable and not item.passing

@@ -88,6 +88,15 @@ def test_one_bad_request_never_ends_a_job_and_a_dead_teacher_does(place: Path) -
         assert revived.stats.answered + revived.stats.failed == 400 and revived.stats.failed < 200
 
 
+def test_requests_without_an_answer_are_said_to_hold_back_rows(place: Path) -> None:
+    with FaultServer(Rule("500"), items=ITEMS) as server:
+        waits = run(place, server, name="waits", prompts=2)
+        assert "the same command asks them again" in waits.stopped and waits.stats.failed == 0
+        server.rules.clear()
+        whole = run(place, server, name="waits", prompts=2)
+        assert whole.stopped == "" and whole.stats.answered == 4
+
+
 def test_target_ends_a_job_and_a_higher_one_goes_on(place: Path) -> None:
     with FaultServer(items=ITEMS, delay_s=0.5) as server:
         some = run(place, server, name="target", prompts=400, target=30)

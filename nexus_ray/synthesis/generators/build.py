@@ -43,8 +43,9 @@ def build_generator(
     holder: str = "",
     threads: int | None = None,
     gpu: bool = False,
+    proven: bool = False,
 ) -> Generator:
-    """The generator, in this process. `gate` and `holder`: see `remote_teacher`; `threads`: of a local model.
+    """The generator, in this process. `gate`, `holder`, `proven`: see `remote_teacher`; `threads`: of a local model.
 
     Raises ConfigError: the model cannot be read, a package or a key is missing.
     """
@@ -56,4 +57,4 @@ def build_generator(
         from nexus_ray.synthesis.generators.served import served_teacher
 
         return served_teacher(config, gate=gate, holder=holder)
-    return remote_teacher(config, gate=gate, holder=holder)
+    return remote_teacher(config, gate=gate, holder=holder, proven=proven)

@@ -208,14 +208,14 @@ class _Run:
         job, epoch = self._tasks.pop(task)
         reply = task.result()
         self._settled.append(Settled(Outcome(reply.load, epoch, reply.retry_after_s), job.bound, reply.used))
-        if error := self._site.health.first_refusal(reply):
+        if error := self._site.health.first_refusal(reply, alone=not self._tasks):
             raise error
         self._stop = self._stop or self._site.health.last_word(reply)
         if reply.answer is not None:
             self._site.health.ended()
             await self._out.put(reply.answer)
         elif reply.next == "fail":
-            await self._fail(job.id, reply.reason, later=reply.later)
+            await self._fail(job, reply.reason, reply)
         elif reply.next == "cut":
             self._ready.appendleft(job)
         elif reply.next == "again" and not self._stop:
@@ -225,7 +225,7 @@ class _Run:
         busy = reply.load == "busy"
         job.refusals, job.retries = job.refusals + busy, job.retries + (not busy)
         if job.refusals > self._config.max_refusals or job.retries > self._config.max_retries:
-            await self._fail(job.id, f"{reply.reason}, after {job.refusals + job.retries} calls", later=reply.later)
+            await self._fail(job, f"{reply.reason}, after {job.refusals + job.retries} calls", reply)
             return
         self._stats.retries[reply.reason] += 1
         if busy:
@@ -235,10 +235,10 @@ class _Run:
         at = asyncio.get_running_loop().time() + delay_s
         heapq.heappush(self._delayed, (at, next(self._order), job))
 
-    async def _fail(self, request_id: str, reason: str, *, later: bool) -> None:
+    async def _fail(self, job: _Job, reason: str, reply: Reply) -> None:
         error = self._site.health.ended(reason)
         self._stop = self._stop or error
-        await self._out.put(Failure(request_id, reason, retriable=later))
+        await self._out.put(Failure(job.id, reason, retriable=reply.later, passing=not reply.left))
 
     async def _abandon(self) -> None:
         """Cancel what is still in flight, and settle everything."""

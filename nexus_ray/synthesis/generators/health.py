@@ -16,6 +16,8 @@ from nexus_ray.synthesis.generators.reply import ACCOUNT, Reply
 WINDOW = 100
 LEAST = 20
 """The share of failures is that among the last `WINDOW` requests, once there are so many."""
+REFUSALS = 3
+"""So many requests in a row that are refused for address, key or model, before there is any answer, are no accident."""
 
 
 @dataclass
@@ -35,8 +37,11 @@ class CallStats:
 class Health:
     """Judges what comes back from one endpoint. `name` is how errors call it: `openai gpt-x at https://...`."""
 
-    def __init__(self, config: RemoteGenerator, *, name: str) -> None:
+    def __init__(self, config: RemoteGenerator, *, name: str, proven: bool = False) -> None:
+        """`proven`: it has answered before, in another process."""
         self._config = config
+        self._proven = proven
+        self._refusals = 0
         self._name = name
         self._recent: deque[str] = deque(maxlen=WINDOW)
         self.stats = CallStats()
@@ -58,9 +63,13 @@ class Health:
             f"max_error_share={limit:g}: {common}. Everything answered is kept; mend the cause and run again"
         )
 
-    def first_refusal(self, reply: Reply) -> SynthesisError | None:
-        """The error if nothing has come back yet and this shows that address, key or model are wrong."""
-        if self.stats.answers or self.stats.failures or reply.status not in ACCOUNT:
+    def first_refusal(self, reply: Reply, *, alone: bool) -> SynthesisError | None:
+        """The error if there never was an answer and this shows that address, key or model are wrong: the last of
+        `REFUSALS`, or there is nothing else in flight (`alone`). A single one may be the request's fault."""
+        if self._proven or self.stats.answers or reply.status not in ACCOUNT:
+            return None
+        self._refusals += 1
+        if self._refusals < REFUSALS and not alone:
             return None
         key = self._config.api_key_env
         if reply.status not in (401, 402, 403):
@@ -69,7 +78,7 @@ class Health:
             advice = "whether it wants a key, whose environment variable api_key_env names"
         else:
             advice = f"the key in the environment variable {key}, and what it may use"
-        return SynthesisError(f"{self._name} refuses the first request ({reply.reason}); check {advice}")
+        return SynthesisError(f"{self._name} refuses the first requests ({reply.reason}); check {advice}")
 
     def last_word(self, reply: Reply) -> SynthesisError | None:
         """The error if this reply tells that no further call will succeed in this session."""

@@ -32,7 +32,14 @@ class RemoteTeacher:
     """A `Generator` behind one endpoint; made by `remote_teacher`."""
 
     def __init__(
-        self, config: RemoteGenerator, connect: Connect, *, gate: Gate, holder: str, revision: str | None = None
+        self,
+        config: RemoteGenerator,
+        connect: Connect,
+        *,
+        gate: Gate,
+        holder: str,
+        revision: str | None = None,
+        proven: bool = False,
     ) -> None:
         self._config = config
         self.revision = revision or remote_revision(config)
@@ -40,7 +47,8 @@ class RemoteTeacher:
         self._connect = connect
         self._gate = gate
         self._holder = holder
-        self._health = Health(config, name=f"{config.kind} {config.model} at {config.base_url}")
+        name = f"{config.kind} {config.model} at {config.base_url}"
+        self._health = Health(config, name=name, proven=proven)
         self._open: tuple[asyncio.AbstractEventLoop, Endpoint] | None = None
 
     def __repr__(self) -> str:
@@ -70,15 +78,18 @@ class RemoteTeacher:
         return self._open[1]
 
 
-def remote_teacher(config: RemoteGenerator, *, gate: Gate | None = None, holder: str = "") -> RemoteTeacher:
+def remote_teacher(
+    config: RemoteGenerator, *, gate: Gate | None = None, holder: str = "", proven: bool = False
+) -> RemoteTeacher:
     """The generator of a config section. `gate` is the endpoint's door; default: one of this process, without caps.
+    `proven`: it has answered before, so that a refusal is a request's own.
 
     Raises ConfigError if the client's package is missing (it names the extra), or the key's variable is not set.
     """
     connect = connector(config)
     read_key(config.api_key_env)
     gate = gate or LocalGate(Throttle(config.throttle, clock=time.monotonic), model=config.model)
-    return RemoteTeacher(config, connect, gate=gate, holder=holder)
+    return RemoteTeacher(config, connect, gate=gate, holder=holder, proven=proven)
 
 
 def remote_revision(config: RemoteGenerator) -> str:

@@ -47,6 +47,8 @@ class Reply:
     status: int | None = None
     later: bool = False
     """Of a failure: whether asking again in another run may help."""
+    left: bool = True
+    """Whether the call reached the server at all."""
 
 
 class Broken(ValueError):
@@ -68,8 +70,9 @@ def timed_out(timeout_s: float) -> Reply:
 
 def disconnected(kind: str) -> Reply:
     """No reply, or a torn one; `kind` is the name of the transport's exception."""
-    used = NOTHING if kind in _NOT_SENT else None
-    return Reply("again", "timeout" if "Timeout" in kind else "error", f"connection: {kind}", used=used, later=True)
+    left = kind not in _NOT_SENT
+    load: OutcomeKind = "timeout" if "Timeout" in kind else "error"
+    return Reply("again", load, f"connection: {kind}", used=None if left else NOTHING, later=True, left=left)
 
 
 def refused(status: int, headers: Mapping[str, str], body: bytes) -> Reply:

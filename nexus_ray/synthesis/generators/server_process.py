@@ -175,18 +175,16 @@ def open_private(path: Path) -> BinaryIO:
 def secrets_of(environment: Mapping[str, str], key: str | None) -> frozenset[str]:
     """Values of environment variables that are named or look like keys, and `key`."""
     named = {value for name, value in environment.items() if _SECRET_NAME.search(name.upper()) and len(value) >= 8}
-    return frozenset(named | {value for value in environment.values() if _secret(value)} | ({key} if key else set()))
+    return frozenset(
+        named | {value for value in environment.values() if looks_like_key(value)} | ({key} if key else set())
+    )
 
 
 def redact(text: str, hidden: frozenset[str]) -> str:
     """The text without those secrets and without any other word that looks like one."""
     for secret in sorted(hidden, key=len, reverse=True):
         text = text.replace(secret, "***")
-    return re.sub(r"[^\s'\"=,:;()\[\]{}]+", lambda word: "***" if _secret(word[0]) else word[0], text)
-
-
-def _secret(word: str) -> bool:
-    return looks_like_key(word) and word.count("/") < 3  # else it is a path
+    return re.sub(r"[^\s'\"=,:;()\[\]{}]+", lambda word: "***" if looks_like_key(word[0]) else word[0], text)
 
 
 def _written(line: bytes, log: BinaryIO) -> bool:

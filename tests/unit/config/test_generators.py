@@ -44,6 +44,9 @@ def test_keys_are_refused_and_not_shown(field: str, secret: str) -> None:
         ("api_key", "hello", "put the key into an environment variable"),
         ("api_key_env", "teacher key", "NAME of an environment variable"),
         ("base_url", "ftp://x", "must start with http"),
+        ("base_url", "http://host:abc/v1", "a port from 1 to 65535"),
+        ("base_url", "http://host:99999/v1", "a port from 1 to 65535"),
+        ("base_url", "http://[host/v1", "must start with http"),
         ("base_url", "https://user:pass@host/v1", "must not hold a user"),
         ("base_url", "https://host/v1?api_key=x", "must not hold a user"),
         ("modle", "m", "Extra inputs"),
@@ -64,12 +67,21 @@ def test_faults(field: str, value: str, message: str) -> None:
         "meta-llama/Meta-Llama-3.1-70B-Instruct",
         "ft:gpt-4o-mini-2024-07-18:org::9abcDEF1",
         "/data/models/smollm2-1.7b",
+        "/mnt/models/Qwen3/8B/checkpoint500",
         "TEACHER_KEY",
         "2026-10-21",
     ],
 )
 def test_names_of_models_are_no_keys(name: str) -> None:
     assert not looks_like_key(name)
+
+
+@pytest.mark.parametrize("digits", [40, 64])
+def test_a_commit_is_no_key(digits: int) -> None:
+    commit = ("93efa2f097d58c2a74874c7e644dbc9b0cee75a2" * 2)[:digits]
+    assert OpenAIGenerator.model_validate({"kind": "openai", "model": "m", "revision": commit}).revision == commit
+    with pytest.raises(ValidationError, match="looks like a key"):
+        OpenAIGenerator.model_validate({"kind": "openai", "model": "m", "revision": "K7" + commit[2:]})
 
 
 def test_the_start_lies_below_the_ceiling() -> None:

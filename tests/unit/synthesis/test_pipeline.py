@@ -41,6 +41,13 @@ def test_a_batch_comes_in_the_order_of_prompts_and_candidates(server: FaultServe
     assert pipeline.generate_batch(PROMPTS, num_candidates=3) != [row.text for row in rows], "all are repeats by now"
 
 
+def test_a_prompt_that_comes_again_is_asked_for_further_answers(server: FaultServer) -> None:
+    pipeline = nexus_ray.SyntheticPipeline(teacher(server))
+    texts = pipeline.generate_batch([PROMPTS[0], PROMPTS[1], PROMPTS[0]], num_candidates=2)
+    assert len(set(texts)) == len(texts) == len(server.calls) == 6
+    assert texts[:2] == pipeline.generate_batch(PROMPTS[:1], num_candidates=2)
+
+
 def test_rejected_rows_and_failures_are_kept(server: FaultServer) -> None:
     server.rules = [Rule("400", first=1, last=2)]
     pipeline = nexus_ray.SyntheticPipeline(teacher(server), nexus_ray.QualityFilter(min_length=1000))

@@ -17,6 +17,7 @@ from nexus_ray.config.generators import AnthropicGenerator, BudgetConfig, OpenAI
 from nexus_ray.errors import ConfigError, SynthesisError
 from nexus_ray.synthesis.budget import Budget, BudgetExhausted
 from nexus_ray.synthesis.generators.gate import LocalGate, Permit, Settled, Tokens
+from nexus_ray.synthesis.generators.health import REFUSALS
 from nexus_ray.synthesis.generators.protocol import generate
 from nexus_ray.synthesis.generators.remote import RemoteTeacher, remote_teacher
 from nexus_ray.synthesis.rows import Answer, Failure, Message, Prompt, Request, Sampling
@@ -326,7 +327,21 @@ def test_a_wrong_key_or_model_ends_at_once(kind: str, status: int, hint: str, mo
         with pytest.raises(SynthesisError, match=hint) as caught:
             list(generate(teacher, requests(500)))
     assert f"http {status} invalid_thing" in str(caught.value) and SECRET not in str(caught.value)
-    assert len(server.calls) <= 16
+    assert len(server.calls) <= 16 + REFUSALS
+
+
+def test_one_refusal_among_the_first_calls_is_that_requests_own() -> None:
+    with FaultServer(Rule("403", last=1)) as server:
+        found = list(generate(remote_teacher(section(server, "openai")), requests(40)))
+    assert [item.reason for item in found if isinstance(item, Failure)] == ["http 403"] and len(found) == 40
+
+
+def test_a_teacher_that_has_answered_before_may_refuse_a_lone_request() -> None:
+    with FaultServer(Rule("403")) as server:
+        with pytest.raises(SynthesisError, match="refuses the first requests"):
+            list(generate(remote_teacher(section(server, "openai")), requests(1)))
+        [failure] = generate(remote_teacher(section(server, "openai"), proven=True), requests(1))
+    assert isinstance(failure, Failure) and failure.retriable and not failure.passing
 
 
 @pytest.mark.parametrize(("share", "ends"), [(0.8, True), (0.2, False)])

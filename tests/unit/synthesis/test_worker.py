@@ -18,12 +18,14 @@ from nexus_ray.synthesis.budget import Budget, BudgetExhausted
 from nexus_ray.synthesis.generators.gate import LocalGate
 from nexus_ray.synthesis.generators.protocol import Line
 from nexus_ray.synthesis.generators.remote import RemoteTeacher, remote_teacher
+from nexus_ray.synthesis.generators.server_process import free_port
 from nexus_ray.synthesis.ledger import Ledger
 from nexus_ray.synthesis.rows import Answer, Request, Row, Verdict
 from nexus_ray.synthesis.setup import AnswerJudge, JobSpec, PlanOrder, open_job
 from nexus_ray.synthesis.shard_log import ShardLog, read_state
 from nexus_ray.synthesis.throttle import Throttle
 from nexus_ray.synthesis.validators.calibration import calibrations
+from nexus_ray.synthesis.validators.judge import RefusedQuestionError
 from nexus_ray.synthesis.worker import Asker, work_shards
 from tests.fault_server import FaultServer, Rule
 from tests.jobs import job_config
@@ -38,8 +40,8 @@ def server() -> Iterator[FaultServer]:
         yield found
 
 
-def teacher(server: FaultServer, *, in_flight: int = 64, gate: LocalGate | None = None) -> RemoteTeacher:
-    section = {"kind": "openai", "model": "m", "base_url": f"{server.url}/v1", "retry_delay_s": 0.01}
+def teacher(server: FaultServer, *, in_flight: int = 64, gate: LocalGate | None = None, **more: Any) -> RemoteTeacher:
+    section = {"kind": "openai", "model": "m", "base_url": f"{server.url}/v1", "retry_delay_s": 0.01, **more}
     throttle = {"max_in_flight": in_flight}
     return remote_teacher(OpenAIGenerator.model_validate({**section, "throttle": throttle}), gate=gate)
 
@@ -117,6 +119,66 @@ def test_an_outage_of_the_judge_leaves_answers_to_be_judged_later(tmp_path: Path
     with ledger.committer(PlanOrder(spec)) as committer:
         committer.commit()
     assert ledger.stats().accepted > 20 and ledger.stats().flagged == 0
+
+
+# --- requests that fail -------------------------------------------------------------------------------------------
+
+
+def test_a_request_that_never_works_holds_back_no_row(tmp_path: Path, server: FaultServer) -> None:
+    """It is asked again in the same session, behind the others, until it is given up: its shard can be committed."""
+    spec, ledger = planned(tmp_path, server, prompts=40, shard_requests=8)
+    server.rules = [Rule("500", share=0.05)]
+    work(ledger, teacher(server, in_flight=8, max_retries=0), AnswerJudge(spec))
+    broken = {call.key for call in server.calls if call.outcome == "500"}
+    assert 1 <= len(broken) <= 8
+    with ledger.committer(PlanOrder(spec)) as committer:
+        assert len(committer.commit()) == 10, "all shards"
+    stats = ledger.stats()
+    assert (stats.answered, stats.failed, stats.traffic.resent) == (80 - len(broken), len(broken), 0)
+    assert len(server.calls) == stats.traffic.sent == stats.answered + 3 * len(broken)
+
+
+@pytest.mark.parametrize("sessions", [1, 4])
+def test_an_outage_costs_no_request_its_attempts(tmp_path: Path, server: FaultServer, sessions: int) -> None:
+    spec, ledger = planned(tmp_path, server, prompts=20, shard_requests=10)
+    server.rules = [Rule("500")]
+    for _ in range(sessions):
+        with pytest.raises(SynthesisError, match="20 of the last 20 requests failed"):
+            work(ledger, teacher(server, in_flight=8, max_retries=0), AnswerJudge(spec))
+    server.rules = []
+    work(ledger, teacher(server), AnswerJudge(spec))
+    assert (ledger.stats().answered, ledger.stats().failed) == (40, 0)
+
+
+def test_calls_that_never_left_count_for_nothing(tmp_path: Path) -> None:
+    """Too few for the share of errors to end the session, which ends by itself."""
+    server = FaultServer(items=10)
+    server.port = free_port()  # where nobody listens yet
+    spec, ledger = planned(tmp_path, server, prompts=3, shard_requests=6)
+    for _ in range(4):
+        work(ledger, teacher(server, max_retries=0), AnswerJudge(spec))
+        assert not ledger.is_complete(0)
+    with server:
+        work(ledger, teacher(server), AnswerJudge(spec))
+    assert (ledger.stats().answered, ledger.stats().failed) == (6, 0)
+
+
+def test_a_question_without_reply_is_told_from_a_judge_without_replies(server: FaultServer) -> None:
+    asker = Asker(teacher(server, max_retries=1), alone=False)
+    server.rules = [Rule("not_json", share=0.3)]
+    silent = 0
+    for number in range(20):
+        try:
+            assert asker(f"Is {number} even?")
+        except RefusedQuestionError as error:
+            silent += 1
+            assert "answers others, but not the question: the reply is no JSON" in str(error)
+    assert 2 <= silent <= 10
+    server.rules = [Rule("empty")]
+    with pytest.raises(SynthesisError, match="gave no reply") as caught:
+        asker("Is 2 even?")
+    assert not isinstance(caught.value, RefusedQuestionError)
+    asker.close()
 
 
 # --- errors -------------------------------------------------------------------------------------------------------
