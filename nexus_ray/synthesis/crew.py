@@ -36,6 +36,8 @@ from nexus_ray.synthesis.throttle import Throttle, strictest
 from nexus_ray.synthesis.worker import Asker, work_shards
 
 STOP_FILE = ("control", "stop")
+HOLD_FILE = ("control", "hold")
+"""While it is there no worker opens a shard of a higher number than it says."""
 BUDGET_FILE = "budget.json"
 SAVE_S = 1.0
 """How old the saved budget may be while calls are made."""
@@ -47,6 +49,8 @@ UNTHROTTLED = ThrottleConfig(max_in_flight=4096)
 """For models of this cluster, which take what they have room for."""
 MOST_SHARDS = 64
 """Of a worker, however small they are: each has a thread that waits for it."""
+LOOK_S = 1.0
+"""How often a worker looks for files of the driver."""
 TICK_S = 1.0
 """How often the driver looks after the budget while nothing ends."""
 
@@ -230,13 +234,16 @@ class ShardWorker:
         self._doors = doors
         self._tools: tuple[Line, AnswerJudge] | None = None
         self._stop = _StopFile(spec.ledger)
+        self._hold = _Hold(spec.ledger)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="shards")
-        self._waiting: queue.SimpleQueue[tuple[int, Future[None]]] = queue.SimpleQueue()
+        self._waiting: dict[int, Future[None]] = {}
+        self._lock = threading.Lock()
         self._open: dict[int, Future[None]] = {}
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         ended: Future[None] = Future()
-        self._waiting.put((int(row["shard"]), ended))
+        with self._lock:
+            self._waiting[int(row["shard"])] = ended
         self._thread.submit(self._work)
         outcome: NexusError | None = None
         try:
@@ -247,11 +254,14 @@ class ShardWorker:
 
     def _work(self) -> None:
         """Work on the shards that wait, and on those that come meanwhile; there may be none left."""
-        if self._waiting.empty():
+        if not self._waiting:
             return
         error: BaseException | None = None
         try:
-            if not self._stop():
+            while self._waiting and not self._stop():
+                if min(list(self._waiting)) > self._hold():
+                    time.sleep(LOOK_S)
+                    continue
                 line, judge = self._tools = self._tools or self._made()
                 threads = self._spec.config.judge_threads
                 work_shards(self._open_next, line, judge, threads=threads, stop=self._stop, ended=self._ended)
@@ -262,11 +272,11 @@ class ShardWorker:
             self._give_up(error)
 
     def _open_next(self) -> ShardLog | None:
-        try:
-            shard, ended = self._waiting.get_nowait()
-        except queue.Empty:
-            return None
-        self._open[shard] = ended
+        with self._lock:
+            shard = min(self._waiting, default=None)
+            if shard is None or shard > self._hold():
+                return None
+            self._open[shard] = self._waiting.pop(shard)
         if self._ledger is None:
             self._ledger = Ledger(self._spec.ledger, self._spec.job, attempts=self._spec.config.attempts)
         return self._ledger.write(shard)
@@ -276,9 +286,9 @@ class ShardWorker:
 
     def _give_up(self, error: BaseException | None) -> None:
         """Let go of the calls whose shards are open or wait."""
-        calls, self._open = list(self._open.values()), {}
-        while not self._waiting.empty():
-            calls.append(self._waiting.get()[1])
+        with self._lock:
+            calls = [*self._open.values(), *self._waiting.values()]
+            self._open, self._waiting = {}, {}
         for ended in calls:
             ended.set_result(None) if error is None else ended.set_exception(error)
 
@@ -315,7 +325,7 @@ class ShardWorker:
 
 
 class _StopFile:
-    """Whether the job was asked to stop; looks at most once a second."""
+    """Whether the job was asked to stop; looks at most once in `LOOK_S`."""
 
     def __init__(self, ledger: Storage) -> None:
         self._ledger = ledger
@@ -325,8 +335,27 @@ class _StopFile:
     def __call__(self) -> bool:
         now = time.monotonic()
         if not self.asked and now >= self._next:
-            self.asked, self._next = self._ledger.exists(*STOP_FILE), now + 1.0
+            self.asked, self._next = self._ledger.exists(*STOP_FILE), now + LOOK_S
         return self.asked
+
+
+class _Hold:
+    """The highest number of a shard that may be opened; looks at most once in `LOOK_S`."""
+
+    def __init__(self, ledger: Storage) -> None:
+        self._ledger = ledger
+        self._highest = math.inf
+        self._next = 0.0
+
+    def __call__(self) -> float:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + LOOK_S
+            try:
+                self._highest = int(self._ledger.read_text(*HOLD_FILE)) if self._ledger.exists(*HOLD_FILE) else math.inf
+            except FileNotFoundError:  # just deleted
+                self._highest = math.inf
+        return self._highest
 
 
 def start_doors(spec: JobSpec, saved: Any) -> Any:
@@ -391,8 +420,10 @@ def shard_outcomes(spec: JobSpec, shards: Sequence[int], doors: Any) -> Iterator
                     num_cpus=config.cpus_per_worker,
                     num_gpus=config.worker_gpus or None,
                 )
-                for row in dataset.iter_rows():
-                    arrived.put((int(row["shard"]), pickle.loads(row["outcome"])))
+                # what is prefetched would be held back until the next shard has ended
+                for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+                    for shard, outcome in zip(batch["shard"], batch["outcome"], strict=True):
+                        arrived.put((int(shard), pickle.loads(outcome)))
         except BaseException as error:  # raised again in the driver's thread
             arrived.put(error)
         else:

@@ -20,14 +20,16 @@ from nexus_ray.storage import Storage
 from nexus_ray.synthesis.budget import BudgetExhausted, price_units
 from nexus_ray.synthesis.commit import Committer
 from nexus_ray.synthesis.counts import Stats
-from nexus_ray.synthesis.crew import BUDGET_FILE, STOP_FILE, shard_outcomes, start_doors
+from nexus_ray.synthesis.crew import BUDGET_FILE, HOLD_FILE, STOP_FILE, shard_outcomes, start_doors
 from nexus_ray.synthesis.diversity import measure_diversity
 from nexus_ray.synthesis.ledger import Ledger
 from nexus_ray.synthesis.setup import JobSpec, PlanOrder, needed_domains, open_job
+from nexus_ray.synthesis.shard_log import ShardState, read_state
 from nexus_ray.synthesis.validators.calibration import calibrations
 
 Say = Callable[[str], None]
 SUMMARY_FILE = "summary.json"
+UNANSWERED = "requests without an answer hold back the rows behind them; the same command asks them again"
 SAY_S = 15.0
 """Seconds between lines while nothing ends."""
 REPORT_S = 60.0
@@ -61,6 +63,7 @@ def synthesize(config: RunConfig, domain: str, *, progress: Say = lambda text: N
     ledger = Ledger(spec.ledger, spec.job, attempts=spec.config.attempts)
     with spec.ledger.lock("locks/driver", 1.0):
         spec.ledger.delete(*STOP_FILE)
+        spec.ledger.delete(*HOLD_FILE)
         plan = ledger.plan(spec.requests(), shard_requests=spec.config.shard_requests)
         progress(f"{domain}: {plan.requests:,} requests in {len(plan.shards)} shards; ledger {spec.ledger.uri}")
         for folder in spec.config.borrow:
@@ -77,6 +80,8 @@ class _Driver:
         self.costs: dict[str, Any] = {}
         self._said = 0.0
         self._warned = False
+        self._ended: dict[int, int] = {}  # shards not committed yet: rows of each that their filters passed
+        self._held: int | None = None  # no shard of a higher number is opened
 
     def run(self) -> JobOutcome:
         try:
@@ -110,12 +115,37 @@ class _Driver:
                 self.error = self.error or item[1]
                 self._stop(str(self.error))
             committer.commit(target=self.spec.config.target)
+            if item is not None and self.spec.config.target is not None:
+                self._ended[item[0]] = _passed(read_state(self.spec.ledger, item[0]))
+            self._hold_back(committer)
             self._look_after(doors, committer)
             if not self.stopped and committer.reached(self.spec.config.target):
                 self._stop("target")
+        self.spec.ledger.delete(*HOLD_FILE)
         self._look_after(doors, committer, last=True)
         if not self.stopped and len(self.ledger.open_shards()):
-            self.stopped = "requests without an answer hold back the rows behind them; the same command asks them again"
+            self.stopped = UNANSWERED
+
+    def _hold_back(self, committer: Committer) -> None:
+        """Have no shard opened behind those that ended before their turn with rows enough for the target: what holds
+        them back is a call that takes its time, and what is asked meanwhile would be paid for nothing."""
+        target, first = self.spec.config.target, committer.manifest.shards
+        if target is None or self.stopped or committer.reached(target):
+            return
+        self._ended = {shard: rows for shard, rows in self._ended.items() if shard >= first}
+        rows, last = committer.manifest.rows("accepted"), None
+        for shard in sorted(self._ended):
+            rows += self._ended[shard]
+            if rows >= target:
+                last = shard
+                break
+        if last is not None and first in self._ended:  # ended and not complete: nothing more is committed today
+            self._stop(UNANSWERED)
+        elif last is None and self._held is not None:
+            self.spec.ledger.delete(*HOLD_FILE)
+        elif last is not None and last != self._held:
+            self.spec.ledger.write_text(f"{last}\n", *HOLD_FILE)
+        self._held = last
 
     def _stop(self, why: str) -> None:
         if not self.stopped:
@@ -201,6 +231,11 @@ class _Driver:
         except DataError as error:
             self.say(f"no diversity table: {error}")
             return []
+
+
+def _passed(state: ShardState) -> int:
+    """Rows of a shard that may be accepted when its turn comes."""
+    return sum(row.verdict.outcome == "pass" for rows in state.rows.values() for row in rows)
 
 
 @contextmanager
