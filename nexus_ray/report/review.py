@@ -21,7 +21,6 @@ import secrets
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs
@@ -86,6 +85,7 @@ def serve_review(queue: ReviewQueue, decide: Decide, *, port: int = 0) -> Review
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 64  # of the default 5, many tabs at once overflow it and wait seconds for another try
     block_on_close = False  # a browser's idle connection must not hold up the end
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -154,13 +154,9 @@ def _handler(desk: ReviewDesk, token: str, page_token: str) -> type[BaseHTTPRequ
                 raise Refused(421, "This server answers only to its own address.")
 
         def _check_cookie(self) -> None:
-            found = SimpleCookie()
-            try:
-                found.load(self.headers.get("Cookie", ""))
-            except CookieError:
-                raise Refused(403, "Open the page with the link that was printed.") from None
-            morsel = found.get(self._cookie_name())
-            if morsel is None or not _same(morsel.value, token):
+            # by hand: SimpleCookie drops every cookie if it dislikes one, and other local servers' come along
+            pairs = (pair.strip().partition("=") for pair in self.headers.get("Cookie", "").split(";"))
+            if not any(_same(value, token) for name, _, value in pairs if name == self._cookie_name()):
                 raise Refused(403, "Open the page with the link that was printed.")
 
         def _cookie_name(self) -> str:

@@ -20,6 +20,20 @@ _LEAST_MILD = 3  # in a short text, one is already a large share
 _SIGNS = re.compile(r"[0134579@$*!]+[a-z]")
 _DISGUISED = re.compile(r"\b[a-z]+[0134579@$*!][a-z0134579@$*!]*[a-z]\b|\b[a-z]+[@$*]{1,3}[a-z]+\b")
 _DISGUISES = str.maketrans("013457@$!", "oieastasi")
+_LEAST_STARRED = 4  # characters; `k*s` is a product
+_CODE_BEFORE = re.compile(r"(?:[`=+$\\]|\w[(\[.]|[\d)\]]\s*[-/<>]|[<>]=|[\w)\]]\s?\*{1,2})\s*\Z")
+_CODE_AFTER = re.compile(
+    r"[`$(\[}]|\s*(?:[=+^]|[-/]\s*[\d(]|%\s*[\w(]|[<>]=?\s*[\w(])|\*{1,2}[\w(]|\s\*{1,2}\s[\w(]|\]\s*[-=+*/\[(.]"
+)
+_WORD_BEFORE = re.compile(r"([a-z'’]{2,})\W{0,3}\s\W{0,2}\Z")
+_WORD_AFTER = re.compile(r"\W{0,3}?\s\W{0,2}?([a-z'’]{2,})")
+_CODE_WORDS = frozenset(
+    (
+        *("return", "yield", "lambda", "print", "assert", "for", "in", "if", "else", "while", "and", "or", "not", "is"),
+        *("def", "let", "var", "const", "compute", "calculate", "evaluate", "where", "sum", "pow", "mod", "equals"),
+    )
+)
+_BESIDE_CHARS, _NEAR_CHARS = 40, 400
 
 
 class Safety:
@@ -66,14 +80,37 @@ class Safety:
         lower = raw.lower()
         if not any(lower[found.start() - 1].isalpha() for found in _SIGNS.finditer(lower) if found.start()):
             return 0
-        return sum(1 for word in _DISGUISED.findall(lower) if self._is_strong(word))
+        return sum(
+            1 for found in _DISGUISED.finditer(lower) if self._is_strong(found[0]) and not _is_code(lower, found)
+        )
 
     def _is_strong(self, word: str) -> bool:
         plain = word.translate(_DISGUISES)
         if "*" not in plain:
             return plain in self._strong
+        if len(plain) < _LEAST_STARRED:
+            return False
         pattern = re.compile(plain.replace("*", "."))
         return word[0] != "*" and any(len(some) == len(plain) and pattern.fullmatch(some) for some in self._strong)
+
+
+def _is_code(lower: str, found: re.Match[str]) -> bool:
+    """Whether a starred word is a product or a power: beside operators, or of single letters without prose around them
+    or that are names nearby."""
+    if "*" not in found[0]:
+        return False
+    before = lower[max(0, found.start() - _BESIDE_CHARS) : found.start()]
+    after = lower[found.end() : found.end() + _BESIDE_CHARS]
+    if _CODE_BEFORE.search(before) or _CODE_AFTER.match(after):
+        return True
+    names = [name for name in found[0].split("*") if name]
+    if any(len(name) > 1 for name in names):
+        return False
+    beside = [some[1] for some in (_WORD_BEFORE.search(before), _WORD_AFTER.match(after)) if some]
+    if all(word in _CODE_WORDS for word in beside):
+        return True
+    near = lower[max(0, found.start() - _NEAR_CHARS) : found.end() + _NEAR_CHARS]
+    return all(re.search(rf"(?<![\w'’*]){name}(?![\w'’*])", near) for name in names)
 
 
 class Classifier(Protocol):

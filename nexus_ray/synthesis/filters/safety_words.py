@@ -32,7 +32,8 @@ PHRASES = (
     "child porn",
     "child pornography",
     "gas the jews",
-    "white power",
+    "white power forever",  # alone, the two words also name a switch, a cable, a supply
+    "white pride worldwide",
     "heil hitler",
     "rape her",
     "rape him",

@@ -193,6 +193,17 @@ def test_only_the_page_may_decide(desk: Desk, change: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
+    "others",
+    ['prefs={"theme":"dark"}; {ours}', "x=a b; {ours}", "a[b]=c; {ours}", "{ours}; é=\x7f;;=", "{name}=old; {ours}"],
+)
+def test_cookies_of_other_local_servers_do_no_harm(desk: Desk, others: str) -> None:
+    ours = desk.headers["Cookie"]
+    cookies = others.replace("{ours}", ours).replace("{name}", ours.partition("=")[0])
+    assert desk.ask("GET", "/rows/0", Cookie=cookies)[0] == 200
+    assert desk.ask("GET", "/rows/0", Cookie=cookies.replace(ours, f"{ours}x"))[0] == 403
+
+
+@pytest.mark.parametrize(
     "path", ["/", "/rows/0", "/?token=", "/?token=wrong", "/?token=%C3%A9", "/rows/0?token={token}"]
 )
 def test_without_the_token_nothing_is_read(desk: Desk, path: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +40,25 @@ PRESENT = [
     ('api_key = "Zx81kQp0Lm55vTr29"', "secret", "Zx81kQp0Lm55vTr29"),
     ("password: h7Kq!92mZx4p", "secret", "h7Kq!92mZx4p"),
     ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----", "secret", None),
+    ("phone 2128675309", "phone", "2128675309"),
+    ("call me at 2128675309.", "phone", "2128675309"),
+    ("text me at 415-2671", "phone", "415-2671"),
+    ("her mobile number is 415-2671", "phone", "415-2671"),
+    ("call the office on 415-2671", "phone", "415-2671"),
+    ("Tel: +1.2128675309", "phone", "+1.2128675309"),
+    (
+        "-----BEGIN PGP PRIVATE KEY BLOCK-----\nlQ\n-----END PGP PRIVATE KEY BLOCK-----",
+        "secret",
+        "-----BEGIN PGP PRIVATE KEY BLOCK-----\nlQ\n-----END PGP PRIVATE KEY BLOCK-----",
+    ),
+    (f"https://hooks.slack.com/services/T0/B0/{FAKE}", "secret", f"https://hooks.slack.com/services/T0/B0/{FAKE}"),
+    ("gsk_" + FAKE, "secret", "gsk_" + FAKE),
+    ("password: hunter2", "secret", "hunter2"),
+    ('{"password": "hunter2"}', "secret", "hunter2"),
+    ("Password: hunter2.", "secret", "hunter2"),
+    ("the secret is h7Kq92mZx4pL", "secret", "h7Kq92mZx4pL"),
+    ("Authorization: Bearer " + FAKE, "secret", FAKE),
+    ("Write to bo@firm.org: the boss reads it.", "email", "bo@firm.org"),
 ]
 ABSENT = [
     STORY,
@@ -67,6 +88,20 @@ ABSENT = [
     "task-force, sk-based",
     "matrix 12 34 56 78 90 12 34",
     "1234567 people called in 1999",
+    "a secret 19th-century tunnel; the secret is 19th-century-style",
+    "The secretary 18th-century-style desk",
+    "The secretary: 18th-century-style desks",
+    "a text of 500-1000 words",
+    "Each cell has 100-1000 mitochondria and 120-1250 ribosomes",
+    "The phone costs 500-1000 dollars, and I call 200-3000 times a year",
+    "+1.2345678 degrees",
+    "Clause 4.2.1.3 applies, and so do clauses 4.2.1.4, see § 4.2.1.5 and Article 4.2.1.6",
+    "git clone git@github.com:owner/name.git",
+    "ssh -T git@github.com",
+    "scp site deploy@host.company.com:/srv/www",
+    "foo@2x.png, icon@3x.webp and logo@home.svg",
+    "password: str = None, password = get_password_v2(user), password = sha256hash",
+    "password: sha256-hash, password: 8-16 characters",
 ]
 
 
@@ -83,6 +118,12 @@ def test_found(text: str, kind: str, span: str | None) -> None:
 def test_left_alone(text: str) -> None:
     assert find(text) == []
     assert Personal().judge(text).outcome == "pass"
+
+
+def test_a_long_run_of_signal_words_takes_no_time() -> None:
+    began = time.process_time()
+    assert find("secret" * 10_000 + " 1") == []
+    assert time.process_time() - began < 5.0  # a minute, where each word was tried to the end of the run
 
 
 def test_actions() -> None:

@@ -20,6 +20,13 @@ HARMFUL = [
     ("You should just kill  yourself.", "phrase"),
     ("Learn how to make a bomb at home", "phrase"),
     ("damn, damn, you ass", "mild words"),
+    ("You c**t!", "strong word"),
+    ('He yelled: "F**k!"', "strong word"),
+    ("holy s**t - what a day", "strong word"),
+    ("damn (s**t) he said", "strong word"),
+    ("*f**king* hell", "strong word"),
+    ("don't give a s**t, it's late", "strong word"),
+    ("White power forever", "phrase"),
 ]
 HARMLESS = [
     STORY,
@@ -32,6 +39,17 @@ HARMLESS = [
     "He had to kill time; the plant did not kill itself. A bomb from the war was found; how it came there is unknown.",
     "The sex of the turtle depends on the temperature; a breast of chicken; a titmouse; Uranus.",
     "2*3*4 = 24, p4ss, l33t, a1b2, f(x) * k",
+    "total = sum(k*s for k, s in zip(a, b))",
+    "c**t",
+    "y = c**t",
+    "s**t + 1",
+    "k**e",
+    "print(c**t, 2*c**t, a[k**e])",
+    "def f(s, t):\n    return s**t\n",
+    "pow = lambda k, e: k**e",
+    "The cost grows as c**t, where c is the base and t the time; in code it is `c**t`.",
+    "let x = f*ck / 2",
+    "He pressed the white power switch, and the white power light came on.",
     "Hell hath no fury like the sea that night, and every man aboard the ship prayed that the old mast would hold "
     "until the morning came and the wind went down at last over the grey and empty water of the bay.",
 ]
