@@ -41,7 +41,7 @@ class Result:
     seconds: float
     """From the program's start to its end."""
     output: str
-    """The last 4096 characters that it printed."""
+    """The last 4096 characters that it printed; then, if the tests asked for it, a line `checks N`."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Sandbox:
     def run(self, program: str, tests: str = "") -> Result:
         """Run a program and then its tests, which see all names of the program and may import it as `solution`.
 
-        Functions `test_*` without parameters and unittest's cases are run too. Never raises for what the program does.
+        Functions `test...` that need no argument, classes `Test...`, unittest's cases and main guards are run too, as
+        `jail.driver` says. Never raises for what the program does.
         """
         if self.config.isolation == "none":
             with tempfile.TemporaryDirectory(prefix="nexus-ray-program-") as folder:

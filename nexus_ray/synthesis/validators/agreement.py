@@ -13,13 +13,16 @@ from fractions import Fraction
 
 from nexus_ray.config.validators import AgreementConfig
 from nexus_ray.synthesis.rows import Row, Verdict
-from nexus_ray.synthesis.validators.digits import exact
+from nexus_ray.synthesis.validators.digits import MAX_DIGITS, exact, signed
 
-_FINAL = (
-    re.compile(r"^\s*####\s*(.+?)\s*$", re.MULTILINE),
-    re.compile(r"\\boxed\{([^{}]+)\}"),
-    re.compile(r"\banswer\s*(?:is|:|=)\s*:?\s*(.+?)(?=\.?\s*$|\.\s)", re.IGNORECASE | re.MULTILINE),
-)
+_HASHES = re.compile(r"^\s*####\s*(.+?)\s*$", re.MULTILINE)
+_SAID = re.compile(r"\banswer\s*(?:is|:|=)\s*:?\s*(.+?)(?=\.?\s*$|\.\s)", re.IGNORECASE | re.MULTILINE)
+_BOX = re.compile(r"\\boxed\s*\{")
+_MAX_BOX = 1000
+"""Characters of a box at most."""
+_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?[\d.,]+)\s*\}\s*\{\s*(\d+)\s*\}")
+_MIXED_FRACTION = re.compile(r"(?<=\d)(?=\\[dt]?frac)")
+_MIXED = re.compile(r"(?<![\d./,])(-?)(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d/])")
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?")
 _SHORT_WORDS = 12
 """A last line of more words than this is prose, not an answer."""
@@ -27,16 +30,31 @@ _SHORT_WORDS = 12
 
 def final_answer(text: str) -> str | None:
     """The final answer in its normal form; None if there is none to be found."""
-    for pattern in _FINAL:
-        found = pattern.findall(text)
+    for found in (_HASHES.findall(text), _boxed(text), _SAID.findall(text)):
         if found:
             return normal_form(found[-1])
     lines = [line for line in text.splitlines() if line.strip()]
     return normal_form(lines[-1]) if lines and len(lines[-1].split()) <= _SHORT_WORDS else None
 
 
+def _boxed(text: str) -> list[str]:
+    """What stands in the boxes of a text, braces inside them included."""
+    return [box for match in _BOX.finditer(text) if (box := _braced(text[match.end() : match.end() + _MAX_BOX]))]
+
+
+def _braced(text: str) -> str:
+    """A text up to the brace that closes the one before it; empty if there is none."""
+    depth = 1
+    for place, sign in enumerate(text):
+        depth += (sign == "{") - (sign == "}")
+        if not depth:
+            return text[:place]
+    return ""
+
+
 def normal_form(answer: str) -> str | None:
     """A number as a fraction if the answer holds exactly one, else its words in lower case; None if empty."""
+    answer = _MIXED.sub(_improper, _FRACTION.sub(r"\1/\2", _MIXED_FRACTION.sub(" ", signed(answer))))
     found = _NUMBER.findall(answer)
     value = _value(found[0]) if len(found) == 1 else None
     if value is not None:
@@ -50,6 +68,14 @@ def _value(number: str) -> Fraction | None:
     top, _, bottom = number.partition("/")
     numerator, denominator = exact(top.strip()), exact(bottom.strip() or "1")
     return numerator / denominator if numerator is not None and denominator else None
+
+
+def _improper(mixed: re.Match[str]) -> str:
+    """`1 1/2` as `3/2`; what is no mixed number (`2 3/2`) as it is."""
+    sign, whole, top, bottom = mixed.groups()
+    if sum(map(len, (whole, top, bottom))) > MAX_DIGITS or not 0 < int(top) < int(bottom):
+        return mixed.group()
+    return f"{sign}{int(whole) * int(bottom) + int(top)}/{bottom}"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Whether the equations between numbers in a text hold, in exact fractions, and whether it ends in the right answer.
 
 Found are `a op b = c` and chains of them, with units, currency, percentages, thousands' commas and GSM8K's `<<a=b>>`;
-an equation with a letter for a number, or that is torn out of a longer one, is left alone. Code blocks are skipped.
+an equation with a letter for a number, or that is torn out of a longer one, is left alone, as are remainders, residues
+and other bases than ten. Code blocks are skipped.
 """
 
 from __future__ import annotations
@@ -14,20 +15,28 @@ from itertools import combinations, pairwise
 
 from nexus_ray.config.validators import ArithmeticConfig
 from nexus_ray.synthesis.rows import Row, Verdict
-from nexus_ray.synthesis.validators.digits import exact
+from nexus_ray.synthesis.validators.digits import exact, signed
 from nexus_ray.synthesis.validators.expression import Token, Value, parse_left, parse_right, tokens
 
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _CALCULATOR = re.compile(r"<<([^<>]*)>>-?[\d.,]*")
 _EMPHASIS = re.compile(r"(?<![\w)])(\*\*|__)(\S(?:.*?\S)?)\1(?![\w(])")
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
+_SENTENCE_END = re.compile(r"(?<=[.;?])\s+")
+_OTHER_NUMBERS = re.compile(
+    r"\b(?:mod|modulo|modulus|binary|octal|hex|hexadecimal|in base|floats?|floating)\b|\b0[xbo][\da-f]|\\[pb]mod\b",
+    re.IGNORECASE,
+)
+"""Words that say that numbers near them are not to be read, or not to be calculated with, as usual."""
+_REMAINDER = re.compile(r"\bremainders?\b|\brem\b|=\s*-?\d+\s*[Rr]\.?\s*\d+\b")
+_DIVISION = re.compile(r"[/÷]|\\div\b|\\[dt]?frac\b")
 _FINAL = re.compile(r"^\s*####\s*(.+?)\s*$", re.MULTILINE)
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
 class Equation:
-    """Two sides that a text says are equal; `holds` is None where units forbid an answer."""
+    """Two sides that a text says are equal; `holds` is None where units or percentages forbid an answer."""
 
     left: Value
     right: Value
@@ -37,12 +46,16 @@ class Equation:
     @property
     def holds(self) -> bool | None:
         left, right = self.left, self.right
+        if left.mixes or right.mixes:
+            return None  # $80 - 25% = $60
         readings = [right.number, right.number * 100] if right.percent and not left.percent else [right.number]
         for reading in readings:
             if left.number == reading or self._rounds_to(reading, scale=100 if reading != right.number else 1):
                 return True
         if left.adds and any(one.isdisjoint(other) for one, other in combinations(left.units | right.units, 2)):
             return None  # 1 hour + 30 minutes = 90 minutes
+        if left.measures and right.measures and left.measures.isdisjoint(right.measures):
+            return None  # 3 x 20 minutes = 1 hour
         return False
 
     def _rounds_to(self, reading: Fraction, *, scale: int) -> bool:
@@ -58,12 +71,15 @@ def equations(text: str) -> Iterator[Equation]:
     """Equations with at least one operator, in order."""
     text = _CALCULATOR.sub(lambda match: f"\n{match[1]}\n", _FENCE.sub("\n", text))
     for line in text.splitlines():
-        row = tokens(_EMPHASIS.sub(r"\2", _BULLET.sub("", line)))
-        places = [place for place, token in enumerate(row) if token.kind in "=~"]
-        for before, place in pairwise([-1, *places]):
-            pair = _sides(row, before, place)
-            if pair:
-                yield Equation(*pair, about=row[place].kind == "~")
+        for sentence in _SENTENCE_END.split(_EMPHASIS.sub(r"\2", _BULLET.sub("", line))):
+            if _OTHER_NUMBERS.search(sentence) or (_REMAINDER.search(sentence) and _DIVISION.search(sentence)):
+                continue
+            row = tokens(sentence)
+            places = [place for place, token in enumerate(row) if token.kind in "=~"]
+            for before, place in pairwise([-1, *places]):
+                pair = _sides(row, before, place)
+                if pair:
+                    yield Equation(*pair, about=row[place].kind == "~")
 
 
 def _sides(row: list[Token], before: int, place: int) -> tuple[Value, Value] | None:
@@ -84,7 +100,7 @@ def final_answer(text: str) -> str | None:
 
 def number(text: str) -> Fraction | None:
     """The last number in a text; None if there is none, or it is too long to be one."""
-    found = _NUMBER.findall(text)
+    found = _NUMBER.findall(signed(text))
     return exact(found[-1]) if found else None
 
 

@@ -1,17 +1,19 @@
 """Arithmetic expressions as people write them in prose: a tokenizer and a recursive-descent parser, exact, no `eval`.
 
-Grammar: sum = product (+|- product)*; product = power ((*|/|of|adjacent bracket) power)*; power = atom (^ integer)?;
-atom = [currency] number [scale] [%] [unit [unit]] | ( sum ) | - atom.
+Grammar: sum = product (+|- product)*; product = power ((*|/|of|adjacent bracket) power)*;
+power = atom (^ integer)? | - power; atom = [currency] (number [scale] | mixed number) [%] [unit [unit] [^ integer]] |
+( sum ) | - atom. A power right behind a unit is the unit's: 20 cm^2.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
-from nexus_ray.synthesis.validators.digits import exact
-from nexus_ray.synthesis.validators.words import STOP_WORDS, stem
+from nexus_ray.synthesis.validators.digits import exact, plain_minus
+from nexus_ray.synthesis.validators.words import CURRENCIES, MEASURES, STOP_WORDS, stem
 
 _TOKEN = re.compile(
     r"(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.\d+|\.\d+|\d+)|(?P<word>[^\W\d_]+(?:[/'-][^\W\d_]+)*)"
@@ -20,10 +22,20 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _OPERATORS = {"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-"}
-_LATEX = ((re.compile(r"\\(?:times|cdot)\b"), "*"), (re.compile(r"\\div\b"), "/"), (re.compile(r"\\approx\b"), "≈"),
-          (re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}"), r"((\1)/(\2))"), (re.compile(r"\\[$%]"), r" "),
-          (re.compile(r"\\text\{([^{}]*)\}"), r"\1"))  # fmt: skip
+_LATEX: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(r"(?<=\d)\s*\\[dt]?frac\{(\d{1,3})\}\{(\d{1,3})\}"), lambda match: _behind_number(match)),
+    (re.compile(r"\^\{(-?\d+)\}"), r"^\1"),
+    (re.compile(r"\\(?:times|cdot)\b"), "*"),
+    (re.compile(r"\\div\b"), "/"),
+    (re.compile(r"\\approx\b"), "≈"),
+    (re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}"), r"((\1)/(\2))"),
+    (re.compile(r"\\[$%]"), r" "),
+    (re.compile(r"\\text\{([^{}]*)\}"), r"\1"),
+)
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_LABELS = {"step", "problem", "question", "exercise", "example", "part", "case", "item", "line", "page", "day", "week",
+           "chapter", "no", "number"}  # fmt: skip
+"""Words whose number is a label: `Step 3 1/2 + 1/4 = 3/4`."""
 _MAX_TOKENS, _MAX_EXPONENT, _MAX_BITS = 60, 64, 16384
 """Bounds that keep a hostile text cheap: neither 9^9^9 nor ((9^64)^64)^64 is computed."""
 
@@ -49,7 +61,13 @@ class Value:
     """The words behind each number: `7 red apples`, `7 apples left`."""
     letters: frozenset[str] = frozenset()
     """Single letters behind numbers: units, or unknowns."""
+    measures: frozenset[str] = frozenset()
+    """Known units and currencies behind or before numbers."""
     percent: bool = False
+    share: bool = False
+    """A percentage by itself, or a sum of such."""
+    mixes: bool = False
+    """Percentages are added to something else, whose share they may be."""
     decimals: int | None = None
     """Decimals as written, of a number that stands alone."""
 
@@ -59,6 +77,7 @@ class NoExpressionError(ValueError):
 
 
 def tokens(line: str) -> list[Token]:
+    line = plain_minus(line)
     for pattern, replacement in _LATEX:
         line = pattern.sub(replacement, line)
     found: list[Token] = []
@@ -71,6 +90,12 @@ def tokens(line: str) -> list[Token]:
         found.append(Token(_sign(kind, text), text, spaced))
         spaced = False
     return [_times(found, place) for place in range(len(found))]
+
+
+def _behind_number(match: re.Match[str]) -> str:
+    """A fraction right behind a number: part of a mixed number if it is less than one, else a factor."""
+    top, bottom = match.groups()
+    return f" {top}/{bottom}" if 0 < int(top) < int(bottom) else f"(({top})/({bottom}))"
 
 
 def _sign(kind: str, text: str) -> str:
@@ -164,6 +189,10 @@ class _Parser:
             value = _join(value, other, value.number / other.number if sign == "/" else value.number * other.number)
 
     def power(self, depth: int) -> Value:
+        if self._negative():
+            self._take()
+            value = self.power(depth + 1) if depth < 20 else self._fail()
+            return replace(value, number=-value.number)
         value = self.atom(depth)
         if self.kind() != "^" or not self._operand_follows():
             return value
@@ -177,7 +206,7 @@ class _Parser:
         return _join(value, other, value.number ** int(exponent))
 
     def atom(self, depth: int) -> Value:
-        if self.kind() == "-" and self.kind(1) in ("number", "money", "(") and not self.row[self.place + 1].spaced:
+        if self._negative():
             self._take()
             value = self.atom(depth + 1) if depth < 20 else self._fail()
             return replace(value, number=-value.number)
@@ -188,27 +217,48 @@ class _Parser:
                 raise NoExpressionError
             self._take()
             return self._units(replace(value, decimals=None))
-        if self.kind() == "money":
-            self._take()
+        money = {CURRENCIES[self._take()]} if self.kind() == "money" else ()
         number = exact(self.row[self.place].text) if self.kind() == "number" else None
         if number is None:
             raise NoExpressionError
-        value = Value(number, decimals=len(self._take().partition(".")[2]))
+        part = self._proper_fraction()
+        value = Value(number, decimals=len(self._take().partition(".")[2]), measures=frozenset(money))
+        if part is not None:
+            self.place += 3
+            value = replace(value, number=number + part, operators=1, decimals=None)
         if self.kind() == "word" and self.row[self.place].text.casefold() in _SCALES:
             scale = _SCALES[self._take().casefold()]
             value = replace(value, number=value.number * scale, decimals=None)
         return self._units(value)
 
+    def _negative(self) -> bool:
+        """Whether a minus stands here that is a number's sign."""
+        return self.kind() == "-" and self.kind(1) in ("number", "money", "(") and not self.row[self.place + 1].spaced
+
+    def _proper_fraction(self) -> Fraction | None:
+        """The fraction of a mixed number: `1/2` in `3 1/2`; None where the number is a label, or a date follows."""
+        if [self.kind(ahead) for ahead in range(4)] != ["number", "number", "/", "number"]:
+            return None
+        whole, top, slash, bottom = self.row[self.place : self.place + 4]
+        behind = self.row[self.place + 4] if self.place + 4 < len(self.row) else None
+        label = self.place > 0 and self.row[self.place - 1].text.casefold() in _LABELS
+        date = behind is not None and behind.kind == "/" and not behind.spaced
+        if label or date or not top.spaced or slash.spaced or bottom.spaced:
+            return None
+        if not all(one.text.isdecimal() and len(one.text) <= 3 for one in (whole, top, bottom)):
+            return None
+        return Fraction(int(top.text), int(bottom.text)) if 0 < int(top.text) < int(bottom.text) else None
+
     def _fail(self) -> Value:
         raise NoExpressionError
 
     def _units(self, value: Value) -> Value:
-        """Read a percent or currency sign, or up to two words that go with a number."""
+        """Read a percent or currency sign, or up to two words that go with a number, and the last one's power."""
         if self.kind() == "%":
             self._take()
-            return replace(value, number=value.number / 100, percent=True)
+            return replace(value, number=value.number / 100, percent=True, share=True)
         if self.kind() == "money":
-            self._take()
+            value = replace(value, measures=value.measures | {CURRENCIES[self._take()]})
         words = 0
         while words < 2 and self.kind() == "word" and self.row[self.place].text.casefold() not in STOP_WORDS:
             words += 1
@@ -216,9 +266,23 @@ class _Parser:
         if not words:
             return value
         texts = [token.text for token in self.row[self.place - words : self.place]]
+        self._unit_power()
         if len(texts[-1]) == 1 or len(texts[0]) == 1:
             return replace(value, letters=value.letters | {text for text in texts if len(text) == 1})
-        return replace(value, units=value.units | {frozenset(map(stem, texts))})
+        parts = [part for text in texts for part in text.split("/")]
+        measures = {MEASURES[part.casefold()].unit for part in parts if part.casefold() in MEASURES}
+        return replace(
+            value, units=value.units | {frozenset(map(stem, parts))}, measures=value.measures | frozenset(measures)
+        )
+
+    def _unit_power(self) -> None:
+        if self.kind() != "^" or self.row[self.place].spaced:
+            return
+        size = 2 if self.kind(1) == "-" else 1
+        if self.kind(size) == "number" and not any(
+            token.spaced for token in self.row[self.place : self.place + size + 1]
+        ):
+            self.place += size + 1
 
     def _operand_follows(self) -> bool:
         return self.kind(1) in ("number", "money", "(") or (self.kind(1) == "-" and self.kind(2) in ("number", "("))
@@ -240,5 +304,8 @@ def _join(one: Value, other: Value, number: Fraction, *, adds: bool = False) -> 
         adds=adds or one.adds or other.adds,
         units=one.units | other.units,
         letters=one.letters | other.letters,
+        measures=one.measures | other.measures,
         percent=one.percent or other.percent,
+        share=adds and one.share and other.share,
+        mixes=one.mixes or other.mixes or (adds and one.share != other.share),
     )

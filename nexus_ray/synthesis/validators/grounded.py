@@ -18,9 +18,13 @@ from nexus_ray.config.validators import GroundedConfig
 from nexus_ray.synthesis.rows import Row, Verdict
 from nexus_ray.synthesis.validators.digits import exact
 from nexus_ray.synthesis.validators.words import (
+    CURRENCIES,
+    MEASURES,
     NEGATIONS,
     NUMBER_WORDS,
+    SCALES,
     STOP_WORDS,
+    Measure,
     capitalised,
     sentences,
     stem,
@@ -28,6 +32,12 @@ from nexus_ray.synthesis.validators.words import (
 
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 _NUMBER = re.compile(r"(?<![\w.])\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|(?<![\w.])\d+(?:\.\d+)?|(?<=[A-Za-z-])\d+")
+_PART = re.compile(rf"(?P<number>{_NUMBER.pattern})|(?P<word>{_WORD.pattern})|(?P<money>[{''.join(CURRENCIES)}])")
+_SHORT_SCALES = {"k": 10**3, "m": 10**6, "bn": 10**9}
+"""Right behind the digits. `3m` is read both as millions and, of metres or minutes, as 3; `$3m` is not."""
+_RANGE = ("to", "or", "and")
+_INTERJECTION = re.compile(r"^\W*no(?:\s*[,.!;:]|\s+-)\s*", re.IGNORECASE)
+"""`No, it was not`: what follows denies or affirms by itself."""
 _QUOTATION = re.compile(r'"([^"]{3,}?)"')
 _MIN_WORDS = 3
 """Content words below which a share of them says nothing: `Yes, it did.`"""
@@ -46,7 +56,7 @@ class Support:
     supported: float
     """Share of sentences at or above the demanded coverage."""
     numbers: int
-    """Numbers that are not in the source."""
+    """Numbers that are not in the source, or there only with another unit of the same kind."""
     names: int
     """Words inside a sentence that are written like names and are not in the source."""
     quotations: int
@@ -67,7 +77,32 @@ class Source:
         self.flat = _flat(self.text)
         self.sentences = [(_stems(one), _denied(one)) for one in sentences(self.text)]
         self.stems = set().union(*(stems for stems, _ in self.sentences)) if self.sentences else set()
-        self.numbers = numbers(self.text)
+        self.units: dict[Fraction | str, set[Measure | None]] = {}
+        """What stands behind each of its numbers."""
+        for amount in amounts(self.text):
+            for reading in amount.readings:
+                self.units.setdefault(reading, set()).add(amount.unit)
+
+    def has(self, amount: Amount) -> bool:
+        """Whether a number stands in the source, and not only with another unit of the same kind."""
+        units = {unit for reading in amount.readings for unit in self.units.get(reading, ())}
+        return any(not _differ(unit, amount.unit) for unit in units)
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A number in a text and the unit that it stands with."""
+
+    value: Fraction | str
+    """Its scale word multiplied in: 3000000 for `3 million`."""
+    readings: frozenset[Fraction | str]
+    """All that it may mean: the 2 of `2 to 3 million`."""
+    unit: Measure | None
+
+
+def _differ(one: Measure | None, other: Measure | None) -> bool:
+    """Whether two units measure the same kind of thing and are not the same."""
+    return one is not None and other is not None and bool(one.kinds & other.kinds) and one.unit != other.unit
 
 
 def support(text: str, source: Source, *, min_words: float) -> Support:
@@ -84,7 +119,7 @@ def support(text: str, source: Source, *, min_words: float) -> Support:
     return Support(
         coverage=min(shares, default=1.0),
         supported=sum(share >= min_words for share in shares) / len(shares) if shares else 1.0,
-        numbers=len(numbers(text) - source.numbers),
+        numbers=len({amount.value for amount in amounts(text) if not source.has(amount)}),
         names=len({stem(name) for name in capitalised(text)} - source.stems),
         quotations=sum(not _quoted(quotation, source) for quotation in _QUOTATION.findall(text)),
         negations=negations,
@@ -92,13 +127,96 @@ def support(text: str, source: Source, *, min_words: float) -> Support:
 
 
 def numbers(text: str) -> set[Fraction | str]:
-    """Values of the numbers in a text, in digits or as single words from two to a hundred.
+    """Values of the numbers in a text, in digits or as single words from two to a hundred, with their scale words.
 
     What is too long to be a number counts by its digits: made up, it is as new as any other.
     """
-    text = "\n".join(sentences(text))  # without the numbers of a list
-    found = {number if (value := exact(number)) is None else value for number in _NUMBER.findall(text)}
-    return found | {Fraction(NUMBER_WORDS[word]) for word in _words(text) if word in NUMBER_WORDS}
+    return {amount.value for amount in amounts(text)}
+
+
+def amounts(text: str) -> list[Amount]:
+    """The numbers in a text with their units, without the numbers of a list."""
+    parts = _parts("\n".join(sentences(text)))
+    return [amount for place in range(len(parts)) if (amount := _amount(parts, place))]
+
+
+@dataclass(frozen=True)
+class _Part:
+    kind: str
+    """`number`, `word` or `money`; of an end, nothing."""
+    text: str
+    gap: str
+    """What stands between it and the one before."""
+
+    @property
+    def near(self) -> bool:
+        return not self.gap.strip("-° \t") and self.kind != ""
+
+
+def _parts(text: str) -> list[_Part]:
+    """Numbers, currency signs and, in lower case, words and parts of words joined by hyphens."""
+    parts: list[_Part] = []
+    end = 0
+    for match in _PART.finditer(text):
+        kind, gap = match.lastgroup or "", text[end : match.start()]
+        whole = match.group()
+        for piece in whole.casefold().removesuffix("'s").split("-") if kind == "word" else [whole]:
+            parts.append(_Part(kind, piece, gap))
+            gap = "-"
+        end = match.end()
+    return parts
+
+
+def _amount(parts: list[_Part], place: int) -> Amount | None:
+    """The number at a place, if there is one."""
+    value, before = _number(parts[place]), parts[max(place - 1, 0) : place]
+    behind = [*parts[place + 1 : place + 5], *[_Part("", "", "")] * 4]
+    if value is None and not (parts[place].text == "one" and behind[0].near and _scale(behind[0])):
+        return None
+    readings: set[Fraction | str] = set()
+    if value is None:
+        value = Fraction(1)
+    elif isinstance(value, Fraction):
+        readings = {value * scale for scale in _range_scale(behind)}
+    if isinstance(value, Fraction) and behind[0].near:
+        scale = _scale(behind[0])
+        short = _SHORT_SCALES.get(behind[0].text, 0) if not behind[0].gap else 0
+        if behind[0].text == "m" and short and not (before and before[0].kind == "money"):
+            readings |= {value}
+        if scale or short:
+            value *= scale or short
+            behind = behind[1:]
+    return Amount(value, frozenset(readings | {value}), _unit(before, parts[place], behind))
+
+
+def _number(part: _Part) -> Fraction | str | None:
+    if part.kind == "number":
+        exactly = exact(part.text)
+        return part.text if exactly is None else exactly
+    return Fraction(NUMBER_WORDS[part.text]) if part.kind == "word" and part.text in NUMBER_WORDS else None
+
+
+def _scale(part: _Part) -> int:
+    return SCALES.get(part.text.removesuffix("s"), 0)
+
+
+def _range_scale(behind: list[_Part]) -> list[int]:
+    """What multiplies a number before `to 3 million` and `-3 million`: perhaps the same."""
+    if behind[0].kind == "word" and behind[0].near and behind[0].text in _RANGE:
+        behind = behind[1:]
+    scaled = all(part.near for part in behind[:2]) and _number(behind[0]) is not None and _scale(behind[1])
+    return [scaled] if scaled else []
+
+
+def _unit(before: list[_Part], number: _Part, behind: list[_Part]) -> Measure | None:
+    """The currency before a number, or the known unit right behind it."""
+    if before and before[0].kind == "money" and number.near:
+        return MEASURES[before[0].text]
+    if behind[0].text in ("c", "f") and "°" in behind[0].gap:
+        return MEASURES["celsius" if behind[0].text == "c" else "fahrenheit"]
+    if behind[0].near and behind[0].text in ("degree", "degrees"):
+        behind = behind[1:]
+    return MEASURES.get(behind[0].text) if behind[0].near else None
 
 
 class Grounded:
@@ -149,28 +267,36 @@ def _stems(text: str) -> set[str]:
     return {stem(word) for word in _words(text) if word not in STOP_WORDS and word not in NUMBER_WORDS}
 
 
-def _denied(sentence: str) -> set[str]:
-    """Stems that a sentence denies: of the first content word behind its negation. None behind two: they may cancel."""
-    words = _words(sentence)
+def _denied(sentence: str) -> set[str] | None:
+    """Stems that a sentence denies: of the first content word behind its negation. None (unknown) behind two: they may
+    cancel."""
+    words = _words(_INTERJECTION.sub("", sentence))
     places = [place for place, word in enumerate(words) if word in NEGATIONS or word.endswith("n't")]
-    if len(places) != 1:
-        return set()
-    behind = [word for word in words[places[0] + 1 :] if word not in STOP_WORDS and word not in NUMBER_WORDS]
-    return {stem(behind[0])} if behind else set()
+    if len(places) > 1:
+        return None
+    content = [
+        word
+        for word in (words[places[0] + 1 :] if places else [])
+        if word not in STOP_WORDS and word not in NUMBER_WORDS
+    ]
+    return {stem(content[0])} if content else set()
 
 
 def _contradicts(sentence: str, stems: set[str], source: Source) -> bool:
     """Whether the source affirms what the sentence denies, or denies what it affirms, in a sentence much like it."""
     denied = _denied(sentence)
-    alike = [
-        (other, other_denied)
-        for other, other_denied in source.sentences
-        if other and len(stems & other) >= _SAME_SENTENCE * min(len(stems), len(other))
-    ]
-    refuted = set().union(*(other_denied for _, other_denied in alike)) if alike else set()
-    affirmed = set().union(*(other - other_denied for other, other_denied in alike)) if alike else set()
-    everywhere = set().union(*(other_denied for _, other_denied in source.sentences)) if source.sentences else set()
-    return bool((denied & affirmed) - everywhere) or bool((stems - denied) & refuted - affirmed)
+    if denied is None:
+        return False
+    refuted: set[str] = set()
+    affirmed: set[str] = set()
+    spared: set[str] = set()
+    """What is denied somewhere in the source, or stands in a sentence of which nobody knows what it denies."""
+    for other, other_denied in source.sentences:
+        spared |= other if other_denied is None else other_denied
+        if other and len(stems & other) >= _SAME_SENTENCE * min(len(stems), len(other)):
+            affirmed |= other - (other_denied or set())
+            refuted |= other_denied or set()
+    return bool((denied & affirmed) - spared) or bool((stems - denied) & refuted - affirmed)
 
 
 def _quoted(quotation: str, source: Source) -> bool:

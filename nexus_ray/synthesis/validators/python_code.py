@@ -1,4 +1,4 @@
-"""Whether the Python code in an answer passes its tests, in the sandbox."""
+"""Whether the Python code in an answer passes its tests, in the sandbox; a test that never runs is none."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from nexus_ray.config.validators import PythonCodeConfig
 from nexus_ray.errors import SynthesisError
+from nexus_ray.synthesis.jail.driver import REPORT, checks
 from nexus_ray.synthesis.rows import Row, Verdict
 from nexus_ray.synthesis.sandbox import Result, require_sandbox
 
@@ -22,8 +23,13 @@ class Code:
 
     program: str
     tests: str
-    checks: int
-    """Assertions in both that compute something: `assert True` is none."""
+    trees: tuple[ast.Module, ...]
+    """Its blocks, parsed."""
+
+    @property
+    def checks(self) -> int:
+        """Checks that are written in both: whether they run is not seen here."""
+        return count_checks(*self.trees)
 
 
 def extract(text: str) -> Code | None:
@@ -33,7 +39,7 @@ def extract(text: str) -> Code | None:
     """
     program: list[str] = []
     tests: list[str] = []
-    checks = 0
+    trees: list[ast.Module] = []
     for language, body in _BLOCK.findall(text):
         if language.casefold() not in _PYTHON:
             continue
@@ -43,26 +49,14 @@ def extract(text: str) -> Code | None:
             if language:
                 raise SyntaxError("a Python block does not parse") from None
             continue
-        checks += count_checks(tree)
+        trees.append(tree)
         (tests if program and _only_checks(tree) else program).append(body)
-    return Code("\n".join(program), "\n".join(tests), checks) if program else None
+    return Code("\n".join(program), "\n".join(tests), tuple(trees)) if program else None
 
 
-def count_checks(tree: ast.AST) -> int:
-    """Assertions and unittest's `self.assert...` calls that depend on more than constants."""
-    found = 0
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assert):
-            found += not _constant(node.test)
-        elif (
-            isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.startswith("assert")
-        ):
-            found += any(not _constant(argument) for argument in node.args)
-    return found
-
-
-def _constant(node: ast.expr) -> bool:
-    return not any(isinstance(part, ast.Name | ast.Call | ast.Attribute) for part in ast.walk(node))
+def count_checks(*trees: ast.AST) -> int:
+    """Assertions and unittest's `self.assert...` calls that test something; `jail.driver` says which those are."""
+    return len(checks(*trees))
 
 
 def _only_checks(tree: ast.Module) -> bool:
@@ -74,7 +68,7 @@ def _only_checks(tree: ast.Module) -> bool:
 def _kind(node: ast.stmt) -> str:
     if isinstance(node, ast.Assert):
         return "check"
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return "check" if node.name.casefold().startswith("test") else "code"
     if isinstance(node, ast.Import | ast.ImportFrom | ast.Assign | ast.Expr | ast.If | ast.For | ast.With | ast.Try):
         return "check" if count_checks(node) else "help"
@@ -98,29 +92,33 @@ class PythonCode:
         if code is None:
             return Verdict("reject", "python_code: no block of Python code")
         given = row.prompt.parameters.get(self.config.tests, "")
-        checks = code.checks + (_count_given(given) if given else 0)
-        if not checks and self.config.without_tests != "run":
-            return Verdict(self.config.without_tests, "python_code: no test", {"python_code.checks": 0.0})
-        tests = f"{code.tests}\n{given}" if given else code.tests
-        return _verdict(self.sandbox.run(code.program, tests), checks)
+        if not count_checks(*code.trees, _parsed(given)) and self.config.without_tests != "run":
+            return self._untested("no test")
+        return self._verdict(self.sandbox.run(code.program, f"{REPORT}{code.tests}\n{given}"))
+
+    def _untested(self, reason: str) -> Verdict:
+        outcome = "pass" if self.config.without_tests == "run" else self.config.without_tests
+        return Verdict(outcome, "" if outcome == "pass" else f"python_code: {reason}", {"python_code.checks": 0.0})
+
+    def _verdict(self, result: Result) -> Verdict:
+        """The score is of checks that ran and held. Nothing that varies from run to run goes into a verdict: a row's
+        record must come out the same when it is run again."""
+        if result.outcome == "refused":
+            raise SynthesisError(f"python_code: the sandbox refused to run a program: {result.reason}")
+        if result.outcome == "passed":
+            held = int(result.output.rpartition("checks ")[2])
+            return (
+                Verdict("pass", scores={"python_code.checks": float(held)}) if held else self._untested("no test ran")
+            )
+        named = _ERROR.findall(result.output) if result.outcome == "failed" else []
+        return Verdict("reject", f"python_code: {result.outcome}{f': {named[-1]}' if named else ''}")
 
 
-def _count_given(tests: str) -> int:
+def _parsed(tests: str) -> ast.Module:
     try:
-        return count_checks(ast.parse(tests))
+        return ast.parse(tests)
     except SyntaxError as error:
         raise SynthesisError(
             f"python_code: the tests given with a prompt do not parse (line {error.lineno}); mend the parameter that "
             f"`tests` names"
         ) from None
-
-
-def _verdict(result: Result, checks: int) -> Verdict:
-    """Nothing that varies from run to run goes into it: a row's record must come out the same when it is run again."""
-    scores = {"python_code.checks": float(checks)}
-    if result.outcome == "refused":
-        raise SynthesisError(f"python_code: the sandbox refused to run a program: {result.reason}")
-    if result.outcome == "passed":
-        return Verdict("pass", scores=scores)
-    named = _ERROR.findall(result.output) if result.outcome == "failed" else []
-    return Verdict("reject", f"python_code: {result.outcome}{f': {named[-1]}' if named else ''}", scores)

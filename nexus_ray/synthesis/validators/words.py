@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 STOP_WORDS = frozenset((Path(__file__).parent / "data/stop_words.txt").read_text(encoding="utf-8").split())
@@ -18,6 +19,45 @@ NUMBER_WORDS = {
     "hundred": 100,
 }
 """Without `one`, which is more often a pronoun."""
+SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+"""Words that multiply the number before them."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A unit, under one name for all its spellings, and what it measures: `pound` is a weight and a currency."""
+
+    unit: str
+    kinds: frozenset[str]
+
+
+_MEASURES = {
+    "length": "mm millimetre millimeter|cm centimetre centimeter|metre meter|km kilometre kilometer|inch inches|"
+              "foot feet ft|yard yd|mile mi",
+    "weight": "mg milligram|gram|kg kilogram kilo|tonne ton|pound lb|ounce oz",
+    "volume": "ml millilitre milliliter|litre liter|gallon|pint|quart",
+    "time": "second sec|minute min|hour hr|day|week|month|year yr|decade|century centuries",
+    "temperature": "celsius centigrade|fahrenheit|kelvin",
+    "currency": "dollar $ usd|euro € eur|pound £ gbp|yen ¥ jpy|cent|penny pence pennies|nickel|dime|quarter|franc|"
+                "crown|mark|rupee|yuan|peso|ruble rouble|krona kronor|lira",
+}  # fmt: skip
+
+
+def _measures() -> dict[str, Measure]:
+    kinds: dict[str, set[str]] = {}
+    units: dict[str, str] = {}
+    for kind, text in _MEASURES.items():
+        for spellings in text.split("|"):
+            unit, *others = spellings.split()
+            kinds.setdefault(unit, set()).add(kind)
+            for spelling in (unit, *others):
+                units[spelling] = units[f"{spelling}s"] = unit
+    return {spelling: Measure(unit, frozenset(kinds[unit])) for spelling, unit in units.items()}
+
+
+MEASURES = _measures()
+"""By spelling, in lower case. Single letters are left out: they name unknowns too, and `m` is million or metre."""
+CURRENCIES = {sign: MEASURES[sign].unit for sign in "$€£¥"}
 _ABBREVIATIONS = (
     "mr",
     "mrs",

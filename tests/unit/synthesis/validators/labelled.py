@@ -25,6 +25,15 @@ BEES = (
     " the entrance and carry in water. In winter the bees form a cluster and shiver to produce heat. They do not "
     "hibernate. A colony needs roughly 20 kilograms of honey to survive the cold months."
 )
+TRIAL = (
+    "Marie Curie was not admitted to the French Academy of Sciences, although she had won a Nobel Prize. In the trial "
+    "the drug did not lower blood pressure in adults. No one reported any harm."
+)
+DELTA = (
+    "About 3 million people live in the delta, and 2 to 4 million birds winter there. The river is 2,300 km long. A "
+    "ticket for the boat costs 12 euros, and it sails every five days at 28 degrees Celsius. It carries £40 of mail "
+    "and weighs 7bn grams. One million trees were planted, at $15k a year."
+)
 
 GROUNDED = (
     (HARBOUR, "The harbour of Vessel Bay was dug in 1874."),
@@ -53,6 +62,20 @@ GROUNDED = (
     (BEES, "Without about 20 kilograms of honey, a colony does not survive the winter."),
     (BEES, "What temperature does the brood nest have? About 35 degrees Celsius."),
     (BEES, "Instead of hibernating, honeybees cluster together and shiver."),
+    (TRIAL, "No, she was not admitted to the French Academy of Sciences."),
+    (TRIAL, "No, the drug did not lower blood pressure in adults."),
+    (TRIAL, "No - the drug didn't lower blood pressure in adults."),
+    (TRIAL, "It is not true that the drug did not lower blood pressure in adults."),  # two negations: unknown
+    (DELTA, "About 3,000,000 people live in the delta."),
+    (DELTA, "About three million people live there."),
+    (DELTA, "Between 2 million and 4 million birds winter there."),
+    (DELTA, "The river is 2,300 kilometres long."),
+    (DELTA, "The 2,300-kilometre river is long."),
+    (DELTA, "The river is 2,300 long."),
+    (DELTA, "A ticket for the boat costs €12."),
+    (DELTA, "The boat sails every 5 days at 28 °C."),
+    (DELTA, "It carries 40 pounds of mail and weighs 7 billion grams."),
+    (DELTA, "1 million trees were planted, at 15,000 dollars a year."),
 )
 UNGROUNDED = (
     (HARBOUR, "The harbour of Vessel Bay was dug in 1847."),
@@ -83,6 +106,20 @@ UNGROUNDED = (
     (BEES, "Bees cool the hive by opening small windows in the wax ceiling."),
     (BEES, "Workers never fan their wings at the entrance when it gets too warm."),
     (BEES, "Beekeepers should feed sugar syrup every autumn to prevent starvation."),
+    (TRIAL, "No, she was admitted to the French Academy of Sciences."),
+    (TRIAL, "Yes, the drug did lower blood pressure in adults."),
+    (DELTA, "About 3 thousand people live in the delta."),
+    (DELTA, "About 3 billion people live in the delta."),
+    (DELTA, "About 3 people live in the delta."),
+    (DELTA, "The river is 2,300 miles long."),
+    (DELTA, "The 2,300-mile river is long."),
+    (DELTA, "A ticket for the boat costs 12 dollars."),
+    (DELTA, "A ticket for the boat costs $12."),
+    (DELTA, "The boat sails every five weeks."),
+    (DELTA, "The boat sails every five days at 28 degrees Fahrenheit."),
+    (DELTA, "It carries €40 of mail."),
+    (DELTA, "It weighs 7 million grams."),
+    (DELTA, "Trees were planted, at $15m a year."),
 )
 BEYOND_WORDS = (
     (HARBOUR, "The boiler froze because the dredger never worked in winter."),  # cause and effect change places
@@ -124,6 +161,20 @@ RIGHT_SUMS = (
     "**Step 1:** 14 + 9 = **23**",
     "Area = 5 cm x 4 cm = 20 cm²",
     "Total cost: $12.99 + $7.01 = $20",
+    "Area = 5 cm x 4 cm = 20 cm^2",
+    "Volume = 2 m x 3 m x 4 m = 24 m^3",
+    r"\(5 \text{ cm} \times 4 \text{ cm} = 20 \text{ cm}^{2}\) and 2^{10} = 1024",
+    "1 1/2 + 1/2 = 2",
+    "2 1/4 + 1 3/4 = 4",
+    "3 - 1 1/2 = 1 1/2 = 1.5",
+    r"1\frac{1}{2} + \frac{1}{2} = 2 and 2\frac{3}{2} = 3",
+    "Step 3 1/2 + 1/4 = 3/4",
+    "4 quarters x 25 cents = $1.00",
+    "3 x 20 minutes = 1 hour",
+    "$80 - 25% = $60",
+    "100% - 25% = 75%",
+    "-3^2 = -9 and (-3)^2 = 9 and 2^-1 = 0.5",
+    "2 * -3^2 = −18",
 )
 WRONG_SUMS = (
     "3 + 4 = 8",
@@ -146,6 +197,15 @@ WRONG_SUMS = (
     "0.1 + 0.2 = 0.30000000000000004",
     "5 / 20 = 20%",
     "Then 7 - 2 = 4, so 4 birds are left.",
+    "1 1/2 + 1/2 = 1",
+    "-3^2 = 9",
+    "5 cm x 4 cm = 21 cm^2",
+    "3 x 20 minutes = 61 minutes",
+    "4 quarters x $2 = $9",
+    "4 tickets x 25 = $101",
+    "60 km / 2 hours = 31 km/h",
+    "100% - 25% = 70%",
+    "The rest, 10 / 2 = 4, remains. The remainder is 4.",
 )
 NO_SUMS = (
     "In 2020 the price was 5.",
@@ -161,6 +221,12 @@ NO_SUMS = (
     "f(2 + 1) = 9",
     "5! + 1 = 121",
     "17 mod 5 = 2",
+    "9 + 4 = 1 (mod 12)",
+    "10 / 3 = 3 remainder 1",
+    "10 ÷ 3 = 3 R1, and 17 / 5 = 3 r 2",
+    "In binary, 1011 + 1 = 1100",
+    "0x0A + 1 = 11",
+    "With floating-point numbers, 0.1 + 0.2 = 0.30000000000000004",
     "9^9^9^9 = 7",
     "1 / 0 = 3",
     "2 + 3 = 5x",

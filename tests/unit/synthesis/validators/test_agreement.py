@@ -43,6 +43,36 @@ def test_other_answers() -> None:
     assert final_answer("#### -5") == "-5" != final_answer("#### 5")
 
 
+@pytest.mark.parametrize("minus", ["-", "\u2212", "\u2013", "\u2011"])
+def test_a_minus_is_one_however_it_is_written(minus: str) -> None:
+    for text in (f"#### {minus}5", f"The answer is {minus}$5.", f"\\boxed{{{minus}5}}", f"#### $ {minus}5"):
+        assert final_answer(text) == "-5"
+    assert final_answer(f"#### 3{minus}4 hours") != final_answer(f"#### {minus}4 hours")
+    votes = rows(f"#### {minus}5", "#### 5", "#### 5")
+    assert [settle(votes).validate(row).outcome for row in votes] == ["reject", "pass", "pass"]
+
+
+def test_an_en_dash_between_numbers_is_none() -> None:
+    assert normal_form("5\u20137") == normal_form("5 \u2013 7") == normal_form("5 \u20137") == "5 7"
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        (r"\boxed{\frac{3}{4}}", "3/4"),
+        (r"\boxed{-\dfrac{3}{4}}", "-3/4"),
+        (r"\boxed{1\frac{1}{2}}", "3/2"),
+        (r"\boxed{\text{about } \mathbf{72}}", "72"),
+        (r"\boxed{71}, no: \boxed{\text{72}} and \boxed{open", "72"),
+        ("#### 1 1/2 cups", "3/2"),
+        ("#### -1 1/2", "-3/2"),
+        ("#### 2 3/2", "2 3 2"),
+    ],
+)
+def test_braces_and_fractions(text: str, form: str) -> None:
+    assert final_answer(text) == form
+
+
 def test_the_majority_passes_and_the_rest_does_not() -> None:
     votes = rows("#### 72", "The answer is 72.", "\\boxed{72.0}", "#### 27", "I really cannot say, " * 5)
     settled = settle(votes)

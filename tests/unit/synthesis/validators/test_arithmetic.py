@@ -51,6 +51,10 @@ def test_every_equation_of_a_solution_counts() -> None:
         ("#### many", "72", "reject"),
         ("#### 1\n#### 72", "72", "pass"),
         ("72", "72", "reject"),
+        ("#### \u22125", "5", "reject"),
+        ("#### \u22125", "-5", "pass"),
+        ("#### -$5", "\u2013$5", "pass"),
+        ("#### -$5", "$5", "reject"),
     ],
 )
 def test_final_answers(final: str, known: str, outcome: str) -> None:

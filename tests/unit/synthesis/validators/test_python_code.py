@@ -80,6 +80,80 @@ def test_code_without_tests() -> None:
         assert PythonCode(config(without_tests=policy)).validate(row(text)).outcome == outcome
 
 
+TESTED = (
+    "if __name__ == '__main__':\n    assert add(2, 2) == 4",
+    "def main():\n    assert add(2, 2) == 4\nif '__main__' == __name__:\n    import sys\n    sys.exit(main())",
+    "class TestAdd:\n    def setup_method(self):\n        self.want = 4\n"
+    "    def test_x(self):\n        assert add(2, 2) == self.want",
+    "class TestAdd:\n    def setup_method(self, method):\n        self.want = 4\n"
+    "    def test_x(self, a=2):\n        assert add(a, 2) == self.want",
+    "class TestAdd:\n    async def test_x(self):\n        assert add(2, 2) == 4",
+    "def test_add(a=2, *, b=2):\n    assert add(a, b) == 4",
+    "async def test_add():\n    assert add(2, 2) == 4",
+    "async def main():\n    assert add(2, 2) == 4\nimport asyncio\nif __name__ == '__main__':\n    asyncio.run(main())",
+    "def check(got, want):\n    assert got == want\ncheck(add(2, 2), 4)",
+    "def demonstrate():\n    got = add(2, 2)\n    assert got == 4\ndemonstrate()",
+    "def run_all():\n    for a, want in ((2, 4),):\n        assert add(a, 2) == want\n    return True\nrun_all()",
+    "import unittest\nclass Cases(unittest.TestCase):\n    def same(self, got, want):\n"
+    "        self.assertEqual(got, want)\n    def test_add(self):\n        self.same(add(2, 2), 4)\n"
+    "if __name__ == '__main__':\n    unittest.main()",
+    "def test_add():\n    assert add(2, 2) == 4\nif __name__ == '__main__':\n    n = int(input())\n    assert n > 0",
+)  # fmt: skip
+UNTESTED = (
+    "def check():\n    assert add(2, 2) == 4",
+    "def test_add(fixture):\n    assert add(fixture, 2) == 4",
+    "class Test:\n    def __init__(self, a):\n        self.a = a\n"
+    "    def test_x(self):\n        assert add(self.a, 2) == 4",
+    "def halve(a):\n    assert isinstance(a, int)\n    return a / 2\nprint(halve(add(2, 2)))",
+    "def halve(a):\n    check_number(a)\n    return a / 2\n"
+    "def check_number(a):\n    assert a >= 0\nprint(halve(add(2, 2)))",
+    "class Stack:\n    def push(self, x):\n        self.assert_valid(x)\n        assert x.room > 2\n"
+    "    def assert_valid(self, x):\n        assert x\nStack().push(type('X', (), {'room': add(9, 9) + 9}))",
+    "def total(xs):\n    s = sum(xs)\n    assert s >= 0\n    return s\n"
+    "if __name__ == '__main__':\n    print(total([1]))",
+    "assert (add(2, 2) == 4, 'always true')",
+    "if 0:\n    assert add(2, 2) == 4",
+    "try:\n    assert add(2, 2) == 5\nexcept AssertionError:\n    print('FAIL')",
+)  # fmt: skip
+
+
+@needs_isolation
+@pytest.mark.parametrize("tests", TESTED, ids=range(len(TESTED)))
+def test_checks_run_wherever_they_stand(tests: str) -> None:
+    """Each is run (so that wrong code is found) and counted."""
+    validator = PythonCode(config())
+    right, wrong = (validator.validate(row(code.replace("```\n", f"{tests}\n```\n"))) for code in (ADD, BROKEN))
+    assert (right.outcome, right.scores) == ("pass", {"python_code.checks": 1.0})
+    assert (wrong.outcome, wrong.reason) == ("reject", "python_code: failed: AssertionError")
+    assert validator.validate(row(ADD + fenced(tests))).scores == right.scores, "in a block of its own too"
+    assert validator.validate(row(ADD, tests)).scores == right.scores, "given with the prompt too"
+
+
+@needs_isolation
+@pytest.mark.parametrize("tests", UNTESTED, ids=range(len(UNTESTED)))
+def test_checks_that_do_not_run_or_do_not_test_are_none(tests: str) -> None:
+    text = ADD.replace("```\n", f"{tests}\n```\n")
+    verdict = PythonCode(config()).validate(row(text))
+    assert (verdict.outcome, verdict.scores) == ("flag", {"python_code.checks": 0.0})
+    assert verdict.reason in ("python_code: no test", "python_code: no test ran")
+    assert PythonCode(config(without_tests="reject")).validate(row(text)).outcome == "reject"
+    assert PythonCode(config(without_tests="run")).validate(row(text)).outcome == "pass"
+
+
+@needs_isolation
+def test_the_count_is_the_drivers_not_the_programs() -> None:
+    printed = ADD.replace("```\n", "import atexit\nprint('checks 7')\natexit.register(print, 'checks 8')\n```\n")
+    assert PythonCode(config(without_tests="run")).validate(row(printed)).scores == {"python_code.checks": 0.0}
+    loop = "for a in range(5):\n    assert add(a, 0) == a\nassert add(1, 1) == 2"
+    assert PythonCode(config()).validate(row(printed, loop)).scores == {"python_code.checks": 2.0}
+
+
+@needs_isolation
+def test_a_guard_without_checks_is_not_run() -> None:
+    text = ADD.replace("```\n", "if __name__ == '__main__':\n    raise SystemExit(3)\n```\n")
+    assert PythonCode(config()).validate(row(text, "assert add(2, 2) == 4")).outcome == "pass"
+
+
 @needs_isolation
 def test_two_runs_leave_the_same_record() -> None:
     validator = PythonCode(config())
