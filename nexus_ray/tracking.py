@@ -8,7 +8,6 @@ or network, or any failure inside `wandb`, ends in one warning and silence. Conf
 
 from __future__ import annotations
 
-import json
 import logging
 import netrc
 import os
@@ -39,9 +38,9 @@ _SECRET_LINE = re.compile(
     r"(?im)^(\s*(?:[\w-]*[_-])?(?:api_?key|access_?key(?:_id)?|secret(?:_?key)?|password|passwd|credentials?|token"
     r"|authorization)\s*:[ \t]+)(?!null\b|~)(\S.*)$"
 )
-_USER_INFO = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@'\"]+@", re.IGNORECASE)
+_USER_INFO = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@'\"<>\\]+@", re.IGNORECASE)
 _SECRET_QUERY = re.compile(
-    r"((?:[?&]|&amp;)(?:access_?key|secret_?key|session_?token|token|key|sig|signature|x-amz-[a-z-]+|api_?key)=)[^&\s'\"]+",
+    r"((?:[?&]|&amp;|\\u0026)(?:access_?key|secret_?key|session_?token|token|key|sig|signature|x-amz-[a-z-]+|api_?key)=)[^&\s'\"<>\\,;)]+",
     re.IGNORECASE,
 )
 
@@ -60,8 +59,12 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def redact_text(text: str) -> str:
     """The text without credentials inside URLs or behind YAML keys that name a secret."""
-    text = _SECRET_QUERY.sub(rf"\1{_HIDDEN}", _USER_INFO.sub(rf"\1{_HIDDEN}@", text))
-    return _SECRET_LINE.sub(rf"\1{_HIDDEN}", text)
+    return _SECRET_LINE.sub(rf"\1{_HIDDEN}", redact_addresses(text))
+
+
+def redact_addresses(text: str) -> str:
+    """The text without credentials inside URLs; HTML stays whole."""
+    return _SECRET_QUERY.sub(rf"\1{_HIDDEN}", _USER_INFO.sub(rf"\1{_HIDDEN}@", text))
 
 
 def public_config(config: RunConfig) -> dict[str, Any]:
@@ -81,7 +84,11 @@ def public_values(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def public_value(value: Any) -> Any:
     """Plain data without the credentials inside its texts."""
-    return json.loads(redact_text(json.dumps(value, ensure_ascii=False)))
+    if isinstance(value, str):
+        return redact_text(value)
+    if isinstance(value, Mapping):
+        return {key: public_value(part) for key, part in value.items()}
+    return [public_value(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _reason(error: Exception) -> str:

@@ -34,6 +34,8 @@ class Rule:
     last: int = 10**9
     share: float = 1.0
     times: int = 10**9
+    only: str = ""
+    """Text that a call's payload must hold."""
     headers: dict[str, str] = field(default_factory=dict)
     body: Any = None
 
@@ -150,10 +152,11 @@ class FaultServer:
             body = await request.json()
             index = request.headers.get("x-rollout-index", "0")
             key = hashlib.sha256(json.dumps([body, index], sort_keys=True).encode()).hexdigest()[:16]
+            text = json.dumps(body)
             attempt, ordinal = self._attempts[key], self._ordinal
             self._attempts[key] += 1
             self._ordinal += 1
-            rule = next((rule for rule in self.rules if rule.hits(ordinal, key, attempt)), None)
+            rule = next((rule for rule in self.rules if rule.only in text and rule.hits(ordinal, key, attempt)), None)
             busy = self.capacity is not None and self.in_flight > self.capacity
             outcome = "busy" if busy else rule.fault if rule else "ok"
             if self.keep_calls:

@@ -32,7 +32,7 @@ from nexus_ray.study.effects import Effects
 from nexus_ray.study.front import Front, study_front
 from nexus_ray.study.records import Trial, Value
 from nexus_ray.study.replicates import METRICS, Metric
-from nexus_ray.tracking import redact_text
+from nexus_ray.tracking import redact_addresses, redact_text
 
 
 def compare_study(view: StudyView, out: str | Path, *, console: Console | None = None) -> str:
@@ -78,7 +78,7 @@ def render_study(view: StudyView) -> str:
             advice_text=advice_text,
         )
     )
-    return redact_text(page)
+    return redact_addresses(page)
 
 
 def _tip(view: StudyView, params: Mapping[str, Value], parts: Sequence[str]) -> str:

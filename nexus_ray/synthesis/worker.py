@@ -4,9 +4,9 @@ One stream of calls runs through all shards: the next one is opened once the req
 so that no slot is empty while a shard ends. The generator has a thread of its own, and judging has `threads`.
 Invariant: an answer is in the log before it is judged; what is logged as sent has left, and nothing else has.
 
-A request that fails for now is asked again behind the others once an answer has come since, for then the failure is its
-own; in an outage it waits for the next session, and the failure does not count. Otherwise one such request would keep
-its shard open, and with it all rows behind, while the rest of the plan is paid for.
+A request that fails for now is asked again behind the others once an answer has come since (in the end, to `PROBE`),
+for then the failure is its own; in an outage it waits for the next session, and the failure does not count. Otherwise
+one such request would keep its shard open, and with it all rows behind, while the rest of the plan is paid for.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 from nexus_ray.errors import SynthesisError
+from nexus_ray.synthesis.budget import BudgetExhausted
 from nexus_ray.synthesis.generators.protocol import Generator, Line
 from nexus_ray.synthesis.rows import Answer, Failure, Prompt, Request, Sampling
 from nexus_ray.synthesis.setup import AnswerJudge
@@ -31,7 +32,8 @@ from nexus_ray.synthesis.validators.judge import RefusedQuestionError
 ASK_TOKENS = 512
 """Tokens of a judging model's reply at most."""
 PROBE = "Is snow white? Answer with one word."
-"""What a judging model that works has a reply to."""
+"""What a model that works has an answer to, whether it judges or writes."""
+PROBE_TOKENS = 16
 
 
 def work_shards(
@@ -53,10 +55,27 @@ def work_shards(
     is asked then, and what is in flight is awaited, for it is paid. `ended` hears nothing of the shards then open.
     """
     with _Work(open_next, judge, threads, stop, ended) as work:
-        while work.has_more():
-            for item in line.generate(work, work.sent):
-                work.take(item)
+        try:
+            while work.has_more():
+                for item in line.generate(work, work.sent):
+                    work.take(item)
+                if work.has_failed() and _answers(line):
+                    work.count_failed(again=True)
+        except BudgetExhausted:
+            raise
+        except SynthesisError:
+            if work.has_failed() and _answers(line):
+                work.count_failed(again=False)
+            raise
         work.settle()
+
+
+def _answers(line: Line) -> bool:
+    """Whether the generator has an answer to `PROBE`, which has one."""
+    request = Request(Prompt(PROBE, recipe="probe"), Sampling(max_tokens=PROBE_TOKENS, temperature=0.0), 0)
+    with contextlib.suppress(SynthesisError):
+        return any(isinstance(item, Answer) for item in line.generate([request]))
+    return False
 
 
 @dataclass(eq=False)
@@ -166,28 +185,37 @@ class _Work(Iterator[Request]):
                         self._done(item.request_id)
                     return
                 log.answered(item)
-                failed, self._failed = self._failed, []
-                for failure in failed:
-                    self._count(failure, again=True)
+                self._count_failed(again=True)
             self._pool.submit(self._judged, item)
+
+    def has_failed(self) -> bool:
+        """Whether requests have failed since the last answer, and nothing else keeps the work from going on."""
+        return bool(self._failed) and self._error is None and not self._stop()
+
+    def count_failed(self, *, again: bool) -> None:
+        """The generator answers: what has failed since it last did is the requests' own. Ask those again, if `again`,
+        that are not given up."""
+        with self._kept(), self._lock:
+            self._count_failed(again=again)
 
     def settle(self) -> None:
         """Nothing more is asked: what failed since the last answer waits for another session."""
         with self._kept(), self._lock:
             failed, self._failed = self._failed, []
             for failure in failed:
-                self._count(failure, again=False)
+                self._done(failure.request_id)
 
-    def _count(self, failure: Failure, *, again: bool) -> None:
-        """A failure that is the request's own, unless the call never left."""
-        id = failure.request_id
-        log = self._shard_of[id].log
-        if not failure.passing:
-            log.failed(failure)
-        if again and not log.gave_up(id):
-            self._to_ask.append(log.requests[id])
-        else:
-            self._done(id)
+    def _count_failed(self, *, again: bool) -> None:
+        failed, self._failed = self._failed, []
+        for failure in failed:
+            id = failure.request_id
+            log = self._shard_of[id].log
+            if not failure.passing:
+                log.failed(failure)
+            if again and not log.gave_up(id):
+                self._to_ask.append(log.requests[id])
+            else:
+                self._done(id)
 
     def _judged(self, answer: Answer) -> None:
         with self._kept():

@@ -109,23 +109,26 @@ def test_target_ends_a_job_and_a_higher_one_goes_on(place: Path) -> None:
         assert more.stats.traffic.sent == len(server.calls) and more.stats.traffic.resent == 0
 
 
-@pytest.mark.parametrize(("retries", "attempts", "ends"), [(1, 3, "target"), (0, 1, "target"), (0, 3, UNANSWERED)])
+@pytest.mark.parametrize(("retries", "attempts", "dies"), [(1, 3, False), (0, 1, False), (0, 3, True)])
 def test_a_slow_call_of_the_first_shard_has_little_more_asked_than_the_target_takes(
-    place: Path, retries: int, attempts: int, ends: str
+    place: Path, retries: int, attempts: int, dies: bool
 ) -> None:
-    """Rows behind it wait for their turn, and count. Where it gets no answer for now, the job says so and ends."""
-    with FaultServer(Rule("hang", first=1, last=2), items=ITEMS, delay_s=0.05) as server:
+    """Rows behind it wait for their turn, and count. Where the teacher dies meanwhile, the job says so and ends."""
+    ends = UNANSWERED if dies else "target"
+    with FaultServer(Rule("hang", first=1, last=2), items=ITEMS, delay_s=0.5 if dies else 0.05) as server:
+        server.rules += [Rule("500", first=13)] if dies else []
         generator = {
             "kind": "openai", "model": "m", "base_url": f"{server.url}/v1", "retry_delay_s": 0.01, "timeout_s": 8.0,
-            "max_retries": retries, "throttle": {"max_in_flight": 4},
+            "max_retries": retries, "max_error_share": 1.0, "throttle": {"max_in_flight": 4},
         }  # fmt: skip
         settings = {"generator": generator, "prompts": 400, "target": 60, "attempts": attempts}
         some = run(place, server, name=f"slow-{retries}-{attempts}", **settings)
         assert 6 <= len(server.calls) < 200 and some.stats.planned == 800
         assert (some.stopped, some.stats.failed) == (ends, int(attempts == 1))
         assert not some.ledger.folder.exists("control", "hold")
+        server.rules.clear()
         again = run(place, server, name=f"slow-{retries}-{attempts}", **settings)
-        assert again.stopped == ("" if ends == "target" else "target") and 60 <= again.stats.accepted < 120
+        assert again.stopped == ("target" if dies else "") and 60 <= again.stats.accepted < 120
 
 
 def test_another_filter_is_another_job_and_takes_answers_over(place: Path) -> None:

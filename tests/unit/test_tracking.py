@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from nexus_ray.tracking import Tracker, flatten, has_login, public_config, redact_text
+from nexus_ray.tracking import (
+    Tracker,
+    flatten,
+    has_login,
+    public_config,
+    public_value,
+    redact_addresses,
+    redact_text,
+)
 from tests.record_fixture import demo_config
 
 SCORES = {
@@ -169,6 +177,15 @@ def test_an_error_of_training_passes_through(tmp_path: Path) -> None:
     tracker = Tracker(_config("disabled", tmp_path), tmp_path / "demo")
     with pytest.raises(ZeroDivisionError), tracker.stage("one", 0):
         raise ZeroDivisionError
+
+
+def test_credentials_go_and_what_is_around_them_stays() -> None:
+    value = {"a": ['cannot read "s3://b/x?access_key=hunter2": no such file', ("s3://K:hunter2@b", 3, None)]}
+    assert public_value(value) == {
+        "a": ['cannot read "s3://b/x?access_key=(hidden)": no such file', ["s3://(hidden)@b", 3, None]]
+    }
+    cells = '<td>s3://b?token=hunter2</td><td>s3://b<b>a@b</b>, "u":"x?a=1\\u0026key=hunter2"</td>'
+    assert redact_addresses(cells) == cells.replace("hunter2", "(hidden)")
 
 
 def test_no_secret_is_sent(tmp_path: Path) -> None:

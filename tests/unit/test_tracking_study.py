@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -98,12 +99,31 @@ def test_a_study_is_one_group_with_everything_in_it(tmp_path: Path, caplog: pyte
     assert "report" in {kind for kind, _ in summary.artifacts.values()}
 
 
+def whole_html(page: str) -> bool:
+    """Whether each element that needs it is closed, in order."""
+    open_: list[str] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: Any) -> None:
+            if tag not in ("meta", "link", "br", "hr", "img", "input", "path", "circle", "line", "rect", "polyline"):
+                open_.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            if open_ and open_[-1] == tag:
+                open_.pop()
+
+    Reader().feed(page)
+    return not open_
+
+
 def test_no_credential_in_a_knob_or_a_reason_is_sent(tmp_path: Path) -> None:
     place = "s3://KEY:hunter2@bucket/text.txt"
-    point = Point({"domains.a.source.paths": [place], "order": f"{place}?token=hunter2&x=1"})
+    queried = f"{place}?token=hunter2"
+    point = Point({"domains.a.source.paths": [place], "order": f"{queried}&x=1", "other": queried, "j": f'"{queried}"'})
     failed = Trial(point, 0, "failed", reason=f"cannot read {place}")
     page = render_study(StudyView("sweep", [*study_trials((0,)), failed, dataclasses.replace(failed, seed=1)]))
     assert "KEY" not in page and "hunter2" not in page and "bucket/text.txt" in page
+    assert whole_html(page), "what is hidden takes no tag along"
     tracker = StudyTracker(WandbConfig(mode="offline"), tmp_path, name="sweep")
     tracker.trial(failed, config=CONFIG)
     tracker.finish([failed])

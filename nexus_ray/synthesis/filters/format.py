@@ -99,7 +99,7 @@ _OBJECT = (  # what only one who was asked for a text declines
 _REFUSAL = _manner(
     rf"{_DECLINED} {_DO}(?: or {_DO})?{_OBJECT}"
     rf"|{_DECLINED} (?:help|assist)(?:ing)?(?: you)? with (?:this|that){_ENDS}"
-    rf"|{_SORRY}[^\n]{{0,100}}?{_I_CANNOT} (?:{_DO}{_OBJECT}|{_DO}(?: you| about)? (?:this|that|it){_ENDS}"
+    rf"|{_SORRY}[^\n]{{0,100}}?{_I_CANNOT} (?:{_DO}{_OBJECT}"
     rf"|{_DO}(?: you)? (?:(?:the|this) (?:[\w-]+ )?{_WRITTEN}{_ENDS}|{_SOME}(?! for (?:my|what|why)\b))"
     rf"|(?:help|assist|comply|continue|proceed|do so){_ENDS})"
     rf"|{_SORRY}[^\n]{{0,40}}?\bas an ai\b"
@@ -113,6 +113,7 @@ _REFUSAL = _manner(
 _MAYBE_REFUSAL = _manner(  # a narrator may say it too
     rf"{_DECLINED} {_DO}(?: or {_DO})?(?: you)? "
     rf"(?:(?:this|that|the) {_WRITTEN}\b|{_SOME} (?:about|on|with|of|where|in which|that)\b)(?! without)"
+    rf"|{_SORRY}[^\n]{{0,100}}?{_I_CANNOT} {_DO}(?: you| about)? (?:this|that|it){_ENDS}"
 )
 _GOES_ON = _manner(
     r"\bi can,? (?:however,? |instead,? )?(?:help|offer|write|provide|suggest|tell|create)\b|\b(?:happy|glad) to\b"

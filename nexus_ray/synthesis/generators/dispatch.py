@@ -212,7 +212,7 @@ class _Run:
             raise error
         self._stop = self._stop or self._site.health.last_word(reply)
         if reply.answer is not None:
-            self._site.health.ended()
+            self._site.health.ended(job.id)
             await self._out.put(reply.answer)
         elif reply.next == "fail":
             await self._fail(job, reply.reason, reply)
@@ -236,7 +236,7 @@ class _Run:
         heapq.heappush(self._delayed, (at, next(self._order), job))
 
     async def _fail(self, job: _Job, reason: str, reply: Reply) -> None:
-        error = self._site.health.ended(reason)
+        error = self._site.health.ended(job.id, reason)
         self._stop = self._stop or error
         await self._out.put(Failure(job.id, reason, retriable=reply.later, passing=not reply.left))
 

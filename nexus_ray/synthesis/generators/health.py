@@ -42,16 +42,22 @@ class Health:
         self._config = config
         self._proven = proven
         self._refusals = 0
+        self._failed: set[str] = set()
         self._name = name
         self._recent: deque[str] = deque(maxlen=WINDOW)
         self.stats = CallStats()
 
-    def ended(self, reason: str = "") -> SynthesisError | None:
-        """Count a request that has ended, with the reason if it failed; the error once too many have."""
-        self._recent.append(reason)
+    def ended(self, request_id: str, reason: str = "") -> SynthesisError | None:
+        """Count a request that has ended, with the reason if it failed; the error once too many have. One that failed
+        before and fails again says nothing new of the endpoint."""
         if not reason:
+            self._recent.append("")
             self.stats.answers += 1
             return None
+        if request_id in self._failed:
+            return None
+        self._failed.add(request_id)
+        self._recent.append(reason)
         self.stats.failures[reason] += 1
         failed = [why for why in self._recent if why]
         limit = self._config.max_error_share
@@ -64,12 +70,13 @@ class Health:
         )
 
     def first_refusal(self, reply: Reply, *, alone: bool) -> SynthesisError | None:
-        """The error if there never was an answer and this shows that address, key or model are wrong: the last of
-        `REFUSALS`, or there is nothing else in flight (`alone`). A single one may be the request's fault."""
-        if self._proven or self.stats.answers or reply.status not in ACCOUNT:
+        """The error if nothing was answered yet and this shows that address, key or model are wrong: the last of
+        `REFUSALS`, or there is nothing else in flight (`alone`). A single one may be the request's own, and is taken
+        for it where the endpoint is proven."""
+        if self.stats.answers or reply.status not in ACCOUNT:
             return None
         self._refusals += 1
-        if self._refusals < REFUSALS and not alone:
+        if self._refusals < REFUSALS and (self._proven or not alone):
             return None
         key = self._config.api_key_env
         if reply.status not in (401, 402, 403):

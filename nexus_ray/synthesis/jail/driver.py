@@ -16,6 +16,7 @@ Methods `assert...` that the solution does not define count everywhere. A check 
 import ast
 import builtins
 import contextlib
+import inspect
 import json
 import linecache
 import os
@@ -38,12 +39,14 @@ def checks(*trees: ast.AST) -> list[Check]:
     """The checks in the modules of one solution, as the head of this module defines them, in no special order."""
     solution = _names(trees)
     own = {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, Function)}
+    helpers: dict[int, bool] = {}
     found: list[Check] = []
     todo: list[tuple[ast.AST, tuple[Function | ast.ClassDef, ...]]] = [(tree, ()) for tree in trees]
     while todo:  # without recursion, which a long sum would exhaust
         node, within = todo.pop()
         if isinstance(node, ast.Assert):
-            if not isinstance(node.test, ast.Tuple) and not constant(node.test) and _tests(node.test, within, solution):
+            says = not isinstance(node.test, ast.Tuple) and not constant(node.test)
+            if says and _tests(node.test, within, solution, helpers):
                 found.append(node)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             name = node.func.attr
@@ -72,8 +75,11 @@ def _names(trees: Iterable[ast.AST]) -> set[str]:
     return names
 
 
-def _tests(test: ast.expr, within: tuple[Function | ast.ClassDef, ...], solution: set[str]) -> bool:
-    """Whether an assertion inside these definitions tests the solution, and not the input of a function."""
+def _tests(
+    test: ast.expr, within: tuple[Function | ast.ClassDef, ...], solution: set[str], helpers: dict[int, bool]
+) -> bool:
+    """Whether an assertion inside these definitions tests the solution, and not the input of a function. `helpers`
+    keeps what was found out of each function, by `id`."""
     functions = [node for node in within if isinstance(node, Function)]
     if not functions or any(_is_test(node.name) for node in within):
         return True
@@ -81,7 +87,9 @@ def _tests(test: ast.expr, within: tuple[Function | ast.ClassDef, ...], solution
     arguments = inner.args
     own = {one.arg for one in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
     about = {part.id for part in ast.walk(test) if isinstance(part, ast.Name)} - _BUILTIN
-    return _is_helper(inner, solution) and (len(about) > 1 or not about <= own)
+    if id(inner) not in helpers:
+        helpers[id(inner)] = _is_helper(inner, solution)
+    return helpers[id(inner)] and (len(about) > 1 or not about <= own)
 
 
 def _is_test(name: str) -> bool:
@@ -114,6 +122,7 @@ class _Solution:
         sys.modules["solution"] = self.module
         self.held: set[int] = set()
         """Numbers of the checks that have held."""
+        self.count = self.held.__len__  # bound before the program can replace `len`
         self.parts = {file: _parsed(text, file) for file, text in (("solution.py", program), ("tests.py", tests))}
         found = checks(*self.parts.values())
         self.numbers = {id(check): number for number, check in enumerate(found)}
@@ -147,7 +156,8 @@ class _Solution:
 
     def _run_class(self, cls: type) -> None:
         """Methods `test...` of a class in pytest's manner, each on an object of its own; unittest's have `__init__`."""
-        if getattr(cls, "__init__") is not object.__init__:  # noqa: B009  (the type checker warns of subclasses)
+        plain = getattr(cls, "__init__") is object.__init__  # noqa: B009  (the type checker warns of subclasses)
+        if not plain or inspect.isabstract(cls):
             return
         names = [name for name in dir(cls) if name.startswith("test") and callable(getattr(cls, name))]
         if names:
@@ -258,7 +268,7 @@ def _outcome(program: str, tests: str) -> tuple[str, int]:
         below = error.__traceback__.tb_next if error.__traceback__ else None
         traceback.print_exception(type(error), error, below.tb_next if below else None, limit=-8)
         return "failed", 0
-    return "passed", len(solution.held)
+    return "passed", solution.count()
 
 
 def main() -> None:

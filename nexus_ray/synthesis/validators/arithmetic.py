@@ -77,13 +77,19 @@ def equations(text: str) -> Iterator[Equation]:
             row = tokens(sentence)
             places = [place for place, token in enumerate(row) if token.kind in "=~"]
             for before, place in pairwise([-1, *places]):
+                about = row[place].kind == "~"
                 pair = _sides(row, before, place)
-                if pair:
-                    yield Equation(*pair, about=row[place].kind == "~")
+                if pair is None:
+                    continue
+                if Equation(*pair, about=about).holds is False:
+                    other = _sides(row, before, place, labels=True)
+                    if other is not None and Equation(*other, about=about).holds:
+                        continue  # who can tell a label from half of a mixed number?
+                yield Equation(*pair, about=about)
 
 
-def _sides(row: list[Token], before: int, place: int) -> tuple[Value, Value] | None:
-    left = parse_left(row, before + 1, place)
+def _sides(row: list[Token], before: int, place: int, *, labels: bool = False) -> tuple[Value, Value] | None:
+    left = parse_left(row, before + 1, place, labels=labels)
     right = parse_right(row, place + 1)
     if left is None or right is None or not (left.operators or right.operators):
         return None

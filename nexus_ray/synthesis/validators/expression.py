@@ -118,10 +118,11 @@ def _times(row: list[Token], place: int) -> Token:
     return token
 
 
-def parse_left(row: list[Token], start: int, stop: int) -> Value | None:
-    """The longest expression that ends right before `stop`; None if there is none or it is torn from a longer one."""
+def parse_left(row: list[Token], start: int, stop: int, *, labels: bool = False) -> Value | None:
+    """The longest expression that ends right before `stop`; None if there is none or it is torn from a longer one.
+    `labels`: a number behind any word is its label, as in `Method 1 1/2 + 1/2 = 1`, and no part of a mixed number."""
     for first in range(max(start, stop - _MAX_TOKENS), stop):
-        parser = _Parser(row[:stop], first)
+        parser = _Parser(row[:stop], first, labels=labels)
         try:
             value = parser.sum()
         except NoExpressionError:
@@ -158,6 +159,7 @@ class _Parser:
     row: list[Token]
     place: int
     operators: int = field(default=0)
+    labels: bool = False
 
     def kind(self, ahead: int = 0) -> str:
         place = self.place + ahead
@@ -241,7 +243,8 @@ class _Parser:
             return None
         whole, top, slash, bottom = self.row[self.place : self.place + 4]
         behind = self.row[self.place + 4] if self.place + 4 < len(self.row) else None
-        label = self.place > 0 and self.row[self.place - 1].text.casefold() in _LABELS
+        before = self.row[self.place - 1] if self.place else None
+        label = before and (before.text.casefold() in _LABELS or (self.labels and before.kind == "word"))
         date = behind is not None and behind.kind == "/" and not behind.spaced
         if label or date or not top.spaced or slash.spaced or bottom.spaced:
             return None

@@ -13,6 +13,7 @@ from nexus_ray.synthesis.rows import Row, Verdict
 from nexus_ray.synthesis.sandbox import Result, require_sandbox
 
 _BLOCK = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
+_HELD = re.compile(r"^checks (\d+)\s*\Z", re.MULTILINE)
 _PYTHON = ("python", "py", "python3", "")
 _ERROR = re.compile(r"^(?:[\w.]+\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning|Iteration))\b", re.MULTILINE)
 
@@ -106,10 +107,11 @@ class PythonCode:
         if result.outcome == "refused":
             raise SynthesisError(f"python_code: the sandbox refused to run a program: {result.reason}")
         if result.outcome == "passed":
-            held = int(result.output.rpartition("checks ")[2])
-            return (
-                Verdict("pass", scores={"python_code.checks": float(held)}) if held else self._untested("no test ran")
-            )
+            held = _HELD.search(result.output)
+            if held is None:
+                return Verdict("reject", "python_code: the count of its checks was overwritten")
+            scores = {"python_code.checks": float(held[1])}
+            return Verdict("pass", scores=scores) if int(held[1]) else self._untested("no test ran")
         named = _ERROR.findall(result.output) if result.outcome == "failed" else []
         return Verdict("reject", f"python_code: {result.outcome}{f': {named[-1]}' if named else ''}")
 

@@ -341,6 +341,8 @@ def test_a_teacher_that_has_answered_before_may_refuse_a_lone_request() -> None:
         with pytest.raises(SynthesisError, match="refuses the first requests"):
             list(generate(remote_teacher(section(server, "openai")), requests(1)))
         [failure] = generate(remote_teacher(section(server, "openai"), proven=True), requests(1))
+        with pytest.raises(SynthesisError, match="refuses the first requests"):  # a key that was revoked since
+            list(generate(remote_teacher(section(server, "openai"), proven=True), requests(40)))
     assert isinstance(failure, Failure) and failure.retriable and not failure.passing
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import threading
 import time
@@ -143,6 +144,26 @@ def test_a_request_that_never_works_holds_back_no_row(tmp_path: Path, server: Fa
     stats = ledger.stats()
     assert (stats.answered, stats.failed, stats.traffic.resent) == (79, 1, 0)
     assert len(server.calls) == stats.traffic.sent == 79 + 3
+
+
+def test_many_requests_that_never_work_are_given_up_in_one_session(tmp_path: Path, server: FaultServer) -> None:
+    """One in ten: as they come back behind the others they make up most of the last calls, and end no session."""
+    spec, ledger = planned(tmp_path, server, prompts=200, shard_requests=100)
+    server.rules = [Rule("empty", share=0.1)]
+    work(ledger, teacher(server, in_flight=16, max_retries=0), AnswerJudge(spec), threads=2)
+    broken = {call.key for call in server.calls if call.outcome == "empty"}
+    assert len(broken) > 20 and all(ledger.is_complete(shard) for shard in ledger.open_shards())
+    assert (ledger.stats().answered, ledger.stats().failed) == (400 - len(broken), len(broken))
+
+
+def test_a_session_of_nothing_but_such_requests_counts_against_them(tmp_path: Path, server: FaultServer) -> None:
+    """Their share ends it, but the teacher answers: so it is them, and not an outage."""
+    spec, ledger = planned(tmp_path, server, prompts=20, shard_requests=40)
+    server.rules = [Rule("500", only="sentences about")]
+    for _ in range(4):
+        with contextlib.suppress(SynthesisError):
+            work(ledger, teacher(server, in_flight=4, max_retries=0), AnswerJudge(spec))
+    assert ledger.stats().failed >= 20 and ledger.stats().answered == 0
 
 
 @pytest.mark.parametrize("sessions", [1, 4])

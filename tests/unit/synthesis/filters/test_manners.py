@@ -125,6 +125,9 @@ INNOCENT = [
     "They walked home under the stars, and she counted every word he said (there were ninety-eight).",
     "The class wrote stories about snow. Ben's had 98 words (Ana's had 100).",
     "I can't complete the puzzle, because the dog has eaten the last piece.",
+    "Unfortunately, I cannot do this. I turned and walked into the rain, and nobody called me back.",
+    "Sorry, I can't do this! I ran down the stairs and out into the street where Ben waited with the cart.",
+    "Unfortunately, I cannot do that. My mother would never forgive me, and the farm would fall to my cousin.",
 ]
 
 

@@ -230,6 +230,10 @@ NO_SUMS = (
     "9^9^9^9 = 7",
     "1 / 0 = 3",
     "2 + 3 = 5x",
+    "Equation 2 1/2 + 1/4 = 3/4",
+    "Round 1 1/2 of 8 = 4",
+    "Group 3 1/2 x 10 = 5",
+    "of the 8 1/2 x 8 = 4",
     "n(n + 1)/2 = 15",
 )
 """Texts in which nothing may be found: there is no sum, or it cannot be told what it says."""

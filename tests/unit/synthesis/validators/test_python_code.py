@@ -8,6 +8,7 @@ import pytest
 
 from nexus_ray.config.validators import PythonCodeConfig, SandboxConfig
 from nexus_ray.errors import SynthesisError
+from nexus_ray.synthesis.jail import driver
 from nexus_ray.synthesis.rows import Prompt, Row
 from nexus_ray.synthesis.sandbox import probe
 from nexus_ray.synthesis.validators.python_code import PythonCode, count_checks, extract
@@ -146,6 +147,37 @@ def test_the_count_is_the_drivers_not_the_programs() -> None:
     assert PythonCode(config(without_tests="run")).validate(row(printed)).scores == {"python_code.checks": 0.0}
     loop = "for a in range(5):\n    assert add(a, 0) == a\nassert add(1, 1) == 2"
     assert PythonCode(config()).validate(row(printed, loop)).scores == {"python_code.checks": 2.0}
+
+
+@needs_isolation
+def test_a_program_that_replaces_what_counts_ends_no_job() -> None:
+    bent = ADD.replace("```\n", "import builtins\nbuiltins.len = lambda x: 'many'\n```\n")
+    verdict = PythonCode(config()).validate(row(bent, "assert add(1, 1) == 2"))
+    assert verdict.outcome == "pass" and verdict.scores == {"python_code.checks": 1.0}
+
+
+@needs_isolation
+def test_an_abstract_test_class_is_not_made() -> None:
+    tests = (
+        "from abc import ABC, abstractmethod\nclass TestBase(ABC):\n    @abstractmethod\n    def make(self): ...\n"
+        "    def test_it(self):\n        assert self.make() == 4\n"
+        "class TestAdd(TestBase):\n    def make(self):\n        return add(2, 2)"
+    )
+    assert PythonCode(config()).validate(row(ADD, tests)).scores == {"python_code.checks": 1.0}
+
+
+def test_each_function_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not for each of its checks: a long answer would take minutes."""
+    looked: list[str] = []
+    found = driver._is_helper
+
+    def counted(function: driver.Function, solution: set[str]) -> bool:
+        looked.append(function.name)
+        return found(function, solution)
+
+    monkeypatch.setattr(driver, "_is_helper", counted)
+    assert count_checks(ast.parse("def check_all():\n" + "    assert add(1, 1) == 2\n" * 500)) == 500
+    assert looked == ["check_all"]
 
 
 @needs_isolation
