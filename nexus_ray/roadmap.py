@@ -18,13 +18,12 @@ from nexus_ray.config import RunConfig, detect_hardware, fingerprint, parse_conf
 from nexus_ray.config.source import parse_yaml
 from nexus_ray.config.tree import exact_fraction
 from nexus_ray.corpora.prepare import PreparedData, PreparedDomain, check_prepared, find_prepared, prepare
-from nexus_ray.corpora.sources.synthesis import pinned
+from nexus_ray.corpora.sources.synthesis import pinned, pins, present_pins
 from nexus_ray.corpora.tokenizer import check_init_tokenizer
 from nexus_ray.errors import ConfigError, DataError, ForgettingError, Interrupted, Paused, Stopped
-from nexus_ray.evaluate import shared
-from nexus_ray.evaluate.hooks import ScoringHooks
 from nexus_ray.evaluate.scores import DomainScore, scores_from_bytes
 from nexus_ray.evaluate.transfer import score_document, stage_forgetting
+from nexus_ray.jobs import base_scores, score_base, stage_job
 from nexus_ray.models.local import with_local_model
 from nexus_ray.progress import Progress
 from nexus_ray.record import MetricsTail, RunRecordWriter
@@ -92,10 +91,10 @@ def evaluate_run(
 def _pinned(config: RunConfig) -> RunConfig:
     """The config with each ledger held to the prefix that the run reads; its record knows it from the first start."""
     folder = Storage(config.storage).child(config.name)
-    earlier = None
     if folder.exists("run.json") and folder.exists("config.yaml"):
         earlier = parse_config(parse_yaml(folder.read_text("config.yaml"), where=folder.path("config.yaml")))
-    return pinned(config, earlier)
+        config = pinned(config, pins(earlier))
+    return pinned(config, present_pins(config))
 
 
 class _Roadmap:
@@ -240,22 +239,10 @@ class _Roadmap:
         """Scores before any training; those of another run that starts alike, if there is one."""
         folder = self.folder.child("base")
         if not folder.exists("stage.json"):
-            place = shared.base_folder(self.config, self.data)
-            with Storage(place.uri.rpartition("/")[0]).lock(place.name):
-                result = shared.fetch(place, folder)
-                if result is None:
-                    result = self._score_base(folder)
-                    shared.keep(place, folder, result)
-                else:
-                    self.progress.message("the base model was scored before")
+            result = base_scores(self.config, self.data, run=self.folder, folder=folder, say=self.progress.message)
             folder.write_json(result, "stage.json")
         self.scores.append(scores_from_bytes(folder.read_bytes("evaluation.npz")))
         self.writer.model(folder.read_json("stage.json")["parameters"])
-
-    def _score_base(self, folder: Storage) -> dict[str, Any]:
-        self.progress.message("scoring the base model")
-        job = self._job(self.config, "base", -1, 0, folder, stream=None, export=False)
-        return {"name": "base", "index": -1, **fit(job)}
 
     def _stage(self, index: int) -> None:
         """One stage and its transition: train or skip, then ask the gate."""
@@ -304,7 +291,7 @@ class _Roadmap:
         say = self.progress.message
         steering = Steering.of(config, index, attempt, manifests=manifests, plan=self.plan, scores=self.scores, say=say)
         stream = self.plan.stream(config, index, attempt, manifests)
-        job = self._job(config, name, index, attempt, folder, stream=stream, history=self._history(index))
+        job = self._job(config, name, index, folder, attempt=attempt, stream=stream, history=self._history(index))
         if self.watching is not None:
             watch = self.watching.stage(config, index, scores=self.scores, run=self.folder, folder=folder)
             job = replace(job, watch=watch)
@@ -353,49 +340,9 @@ class _Roadmap:
     def _stage_folder(self, index: int) -> Storage:
         return self.folder.child("stages", f"{index:02d}-{self.config.stages[index].name}")
 
-    def _job(
-        self,
-        config: RunConfig,
-        name: str,
-        index: int,
-        attempt: int,
-        folder: Storage,
-        *,
-        stream: StageStream | None,
-        history: tuple[Earlier, ...] = (),
-        export: bool = True,
-        domains: tuple[str, ...] | None = None,
-    ) -> StageJob:
-        evaluation, report = config.evaluation, config.report
-        hooks = ScoringHooks(
-            folder=folder,
-            tokenizer=self.data.tokenizer,
-            held_out={d: self.data.domains[d].held_out for d in domains or config.evaluated_domains},
-            seq_len=config.training.seq_len,
-            batch_size=evaluation.batch_size,
-            max_tokens=evaluation.max_tokens,
-            during_tokens=evaluation.during_tokens,
-            prompts=report.prompts,
-            sample_tokens=report.sample_tokens if domains is None else 0,
-            temperature=report.temperature,
-            sample_seed=config.seed,
-            export=export,
-            old=tuple(dict.fromkeys([*config.earlier_domains(max(0, index)), *config.anchors])),
-            sample=name == "base" and index < 0 and evaluation.every_steps is not None,
-        )
-        return StageJob(
-            config=config,
-            stage=name,
-            stage_index=index,
-            attempt=attempt,
-            run=self.folder,
-            folder=folder,
-            fingerprint=self.fingerprint,
-            vocab_size=self.data.vocab_size,
-            eos_id=self.data.eos_id,
-            hooks=hooks,
-            stream=stream,
-            history=history,
+    def _job(self, config: RunConfig, name: str, index: int, folder: Storage, **named: Any) -> StageJob:
+        return stage_job(
+            config, self.data, name, index, run=self.folder, folder=folder, fingerprint=self.fingerprint, **named
         )
 
     def _say_plan(self, config: RunConfig, index: int, stream: StageStream) -> None:
@@ -480,16 +427,8 @@ class _Roadmap:
             plan = Plan(config.seed, config.training.seq_len, config.data.shuffle_window_rows)
             plan = plan.append(stage_segments(config, 0, manifests, start_row=0))
             stream = StageStream(plan, manifests, 0, config.training.rows_per_step, config.training.steps)
-            job = self._job(
-                config,
-                f"{SCRATCH}-{stage.name}",
-                0,
-                0,
-                folder,
-                stream=stream,
-                export=False,
-                domains=tuple(stage.domains),
-            )
+            name, domains = f"{SCRATCH}-{stage.name}", tuple(stage.domains)
+            job = self._job(config, name, 0, folder, stream=stream, export=False, domains=domains)
             self.progress.stage(job.stage, stream.steps)
             with MetricsTail(self.folder, 0, 0, (self.progress.update,), stage=job.stage):
                 result = fit(job)
@@ -529,7 +468,8 @@ class _Roadmap:
 
     def _base_again(self) -> None:
         folder = self.folder.child("base")
-        folder.write_json(self._score_base(folder), "stage.json")
+        say = self.progress.message
+        folder.write_json(score_base(self.config, self.data, run=self.folder, folder=folder, say=say), "stage.json")
         self._base()
 
     def _rescore_stage(self, index: int, folder: Storage) -> None:
@@ -537,7 +477,7 @@ class _Roadmap:
         model = config.model.model_copy(update={"source": folder.child("model").uri, "init_from": None})
         config = config.model_copy(update={"model": model})
         self.progress.message(f"scoring stage {config.stages[index].name}")
-        job = self._job(config, config.stages[index].name, index, 0, folder, stream=None, export=False)
+        job = self._job(config, config.stages[index].name, index, folder, export=False)
         result = {**folder.read_json("stage.json"), "scores": fit(job)["scores"]}
         result["forgetting"] = self._forgetting(folder)
         folder.write_json(result, "stage.json")

@@ -55,9 +55,9 @@ def finished(log: list[dict[str, Any]]) -> dict[str, str]:
     return last
 
 
-def base_fits(folder: Path) -> int:
-    """How often a base model was scored, over all runs."""
-    return len(list((folder / "runs").glob("*/control/ray/-1-base-*")))
+def base_fits(folder: Path, run: str = "*") -> int:
+    """How often a base model was scored, by a run or a study, or over all."""
+    return len(list((folder / "runs").glob(f"{run}/control/ray/-1-base-*")))
 
 
 def read(folder: Path, name: str) -> Any:

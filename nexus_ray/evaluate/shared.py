@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import AbstractContextManager
 from typing import Any
 
 from nexus_ray.config.tree import RunConfig
@@ -24,6 +25,7 @@ def base_folder(config: RunConfig, data: PreparedData) -> Storage:
     """Where the scores of a run's first model belong, `config.model` being one that loads."""
     evaluation, report, training, cluster = config.evaluation, config.report, config.training, config.cluster
     weights = model_fingerprint(config.model, vocab_size=data.vocab_size, eos_id=data.eos_id, seed=config.seed)
+    drawn = report.sample_tokens and report.temperature > 0  # else the samples are the likeliest tokens
     content = {
         "model": weights,
         "tokenizer": data.tokenizer_fingerprint,
@@ -33,27 +35,22 @@ def base_folder(config: RunConfig, data: PreparedData) -> Storage:
         "engine": [str(training.precision), training.zero_stage, cluster.use_gpu],
         "workers": [cluster.num_workers, cluster.cpus_per_worker],  # they change rounding
         "osft": config.continual.method == "osft",  # whose result also says what leaked
-        "texts": [report.prompts, report.sample_tokens, report.temperature, config.seed if report.sample_tokens else 0],
+        "texts": [report.prompts, report.sample_tokens, report.temperature, config.seed if drawn else 0],
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     return shared_storage(config).child("base_scores", key)
+
+
+def lock(shared: Storage) -> AbstractContextManager[None]:
+    """Held by whoever scores into a shared folder."""
+    return Storage(shared.uri.rpartition("/")[0]).lock(shared.name)
 
 
 def fetch(shared: Storage, folder: Storage) -> dict[str, Any] | None:
     """Copy shared scores into a run's folder; the result of scoring, or None if nobody has done so yet."""
     if not shared.exists(RESULT):
         return None
-    _copy(shared, folder)
-    return dict(shared.read_json(RESULT))
-
-
-def keep(shared: Storage, folder: Storage, result: dict[str, Any]) -> None:
-    """Share what a run has scored."""
-    _copy(folder, shared)
-    shared.write_json(result, RESULT)
-
-
-def _copy(source: Storage, target: Storage) -> None:
     for name in FILES:
-        if source.exists(name):
-            target.write_bytes(source.read_bytes(name), name)
+        if shared.exists(name):
+            folder.write_bytes(shared.read_bytes(name), name)
+    return dict(shared.read_json(RESULT))

@@ -178,7 +178,7 @@ class History:
         """The study file was changed; kept for the reader."""
 
     def _on_prepared(self, event: Mapping[str, Any]) -> None:
-        """What was read and encoded for a trial's turn; kept for the reader."""
+        """What was read, encoded and scored before a trial's turn; kept for the reader."""
 
     def _on_timed(self, event: Mapping[str, Any]) -> None:
         """What a trial's turn took besides training; kept for the reader."""

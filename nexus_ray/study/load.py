@@ -7,8 +7,8 @@ small random search, else every listed value and both ends of every range at lea
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
@@ -16,10 +16,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from nexus_ray.config import Hardware, RunConfig, detect_hardware, fingerprint, parse_config, resolve, stage_config
+from nexus_ray.config.domains import SynthesisSource
 from nexus_ray.config.faults import Fault, report
 from nexus_ray.config.source import Data, apply_overrides, override_texts, read_yaml
 from nexus_ray.config.study import StudyConfig, rung_shares
 from nexus_ray.config.tree import exact_fraction
+from nexus_ray.corpora.sources.synthesis import Pin, pinned
 from nexus_ray.errors import ConfigError
 from nexus_ray.storage import Storage
 from nexus_ray.study.faults import base_faults, file_faults, space_faults
@@ -44,6 +46,8 @@ class Study:
     """Of the base run with seed 0; a study does not go on with another."""
     base_tokens: int
     """Tokens of all stages of the base run."""
+    pins: Mapping[str, Pin] = field(default_factory=dict)
+    """By domain: how much of a ledger all trials read (`nexus_ray.study.log.held`)."""
 
     @property
     def folder(self) -> Storage:
@@ -60,7 +64,7 @@ class Study:
             whole = exact_fraction(config.data.fraction)
             data_config = config.data.model_copy(update={"fraction": float(whole * share)})
             config = config.model_copy(update={"data": data_config})
-        return resolve(config, self.hardware)
+        return pinned(resolve(config, self.hardware), self.pins)
 
     def _share(self, config: RunConfig) -> Fraction:
         """What share of the full run's tokens a trial reads, and so of its rows, under simulated epoching."""
@@ -103,11 +107,18 @@ def load_study(path: Path, overrides: Sequence[str] = (), *, hardware: Hardware 
     plain = parse_config(base, ["seed=0"], where=f"{path}, its base run {config.base} with `common`")
     if faults := list(base_faults(config, base)):
         raise ConfigError(report(faults, where=str(path)))
+    base = _with_own_ledgers(base, resolve(plain, hardware))
     space = Space.of(config.space, [stage.name for stage in plain.stages])
     study = Study(config, space, base, hardware, fingerprint(resolve(plain, hardware)), run_tokens(plain))
     if faults := [*_size_faults(study), *_point_faults(study)]:
         raise ConfigError(report(faults, where=str(path)))
     return study
+
+
+def _with_own_ledgers(base: Data, plain: RunConfig) -> Data:
+    """The base run with its own ledgers named, since its trials have other names."""
+    own = {n: d.source.ledger for n, d in plain.domains.items() if isinstance(d.source, SynthesisSource)}
+    return apply_overrides(base, [f"domains.{name}.source.ledger={json.dumps(path)}" for name, path in own.items()])
 
 
 def run_tokens(config: RunConfig) -> int:

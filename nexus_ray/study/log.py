@@ -1,7 +1,7 @@
 """The durable record of a study in `<storage>/<name>-study/`, and the one place that writes it.
 
     study.yaml, base.yaml   the study file and its base run; `nexus-ray tune .../study.yaml` goes on from them alone
-    study.json              fingerprints, to tell an extended study from another one
+    study.json              fingerprints, to tell an extended study from another one; how much it reads of ledgers
     trials.jsonl            events, one a line with a checksum: planned, started, prepared, reported, continued, paused,
                             promoted, stopped, finished, failed, lost, retried, extended, timed
 
@@ -15,6 +15,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +23,7 @@ import yaml
 
 from nexus_ray.config.faults import report
 from nexus_ray.config.study import StudyConfig, rung_shares
+from nexus_ray.corpora.sources.synthesis import present_pins
 from nexus_ray.errors import ConfigError, DataError
 from nexus_ray.storage import Storage
 from nexus_ray.study.extend import contradictions
@@ -103,8 +105,18 @@ class StudyLog:
             "fingerprint": study_fingerprint(self._study),
             "base_fingerprint": self._study.base_fingerprint,
             "config": config,
+            "pins": self._study.pins,
         }
         folder.write_json(description, "study.json")
+
+
+def held(study: Study, folder: Storage) -> Study:
+    """The study, whose record lies in `folder`, with every ledger held to the prefix that its first start found: trials
+    that read more than others would not compare. Raises DataError if there is no ledger."""
+    known = _description(folder).get("pins") if folder.exists("study.json") else None
+    if known is None:
+        known = present_pins(study.config_of(None, study.config.seeds[0]))
+    return replace(study, pins=known)
 
 
 def study_fingerprint(study: Study) -> str:

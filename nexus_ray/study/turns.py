@@ -83,15 +83,24 @@ class Turns:
             job = None if self._closing else self._course.next()
             if job is None:
                 return "wait" if self._started else "over"
-            self._started[job.trial] = now = self._clock()
-            if self._free:
-                self._waited[job.trial] = now - self._free.pop(0)
+            self._started[job.trial] = self._clock()
             return job
 
-    def prepared(self, trial: str, *, documents: int, tokens: int) -> None:
-        """Documents were read and tokens encoded for a turn that is to begin, since they were not there yet."""
+    def prepared(self, trial: str, *, documents: int = 0, tokens: int = 0, scored: int = 0) -> None:
+        """All that a trial reads is there, and its turn begins now.
+
+        Of what was missing, documents were read, tokens encoded and first models scored; that is logged with the time
+        it took, which is the study's and not the turn's: what follows finds it.
+        """
         with self._lock:
-            self._write({"event": "prepared", "trial": trial, "documents": documents, "tokens": tokens})
+            now = self._clock()
+            if documents or tokens or scored:
+                work = {"documents": documents, "tokens": tokens, "scored": scored}
+                seconds = round(now - self._started[trial], 2)
+                self._write({"event": "prepared", "trial": trial, **work, "seconds": seconds})
+            self._started[trial] = now
+            if self._free:
+                self._waited[trial] = now - self._free.pop(0)
 
     def close(self) -> None:
         """Let no more turns begin."""
@@ -140,9 +149,10 @@ class Turns:
             return failed
 
     def fail(self, trial: str, reason: str) -> None:
-        """A turn cannot begin."""
+        """A turn cannot begin; its place is free as before."""
         with self._lock:
             self._end(Ended(trial, "failed", reason))
+            self._free.pop()
 
     def retry(self) -> None:
         """Have all failed trials run again."""
@@ -213,15 +223,18 @@ def _report(evaluated: Evaluated) -> Report:
 
 
 def made(events: Iterable[Event]) -> dict[str, int]:
-    """Documents read and tokens encoded for all turns together; the rest was found."""
+    """Documents read, tokens encoded and first models scored for all turns together; the rest was found."""
     own = [event for event in events if event["event"] == "prepared"]
-    return {key: sum(event[key] for event in own) for key in ("documents", "tokens")}
+    return {key: sum(event[key] for event in own) for key in ("documents", "tokens", "scored")}
 
 
 def overheads(events: Iterable[Event]) -> dict[str, dict[str, float]]:
-    """Median and most of what turns took besides training, in seconds, by kind; {} before the first turn has ended."""
+    """Median and most of what turns took besides training, in seconds, by kind, and of what was done before a turn for
+    all that follow (`preparing_s`); {} before the first turn has ended."""
     spans: dict[str, list[float]] = {}
     for event in events:
+        if event["event"] == "prepared":
+            spans.setdefault("preparing_s", []).append(event["seconds"])
         if event["event"] == "timed":
             for name, value in event.items():
                 if name.endswith("_s"):

@@ -21,7 +21,7 @@ from nexus_ray.session import Demand, check_job_storage, ray_session, stage_dema
 from nexus_ray.storage import Storage
 from nexus_ray.study.history import ENDED
 from nexus_ray.study.load import MOST_CHECKED, Study, load_study, points_to_check
-from nexus_ray.study.log import StudyLog
+from nexus_ray.study.log import StudyLog, held
 from nexus_ray.study.placement import Need, concurrent_trials, need_of
 from nexus_ray.study.records import Status, Trial
 from nexus_ray.study.turns import Turns
@@ -51,6 +51,7 @@ def run_study(
 
     Raises:
         ConfigError: the study file, a config or the cluster does not fit; nothing has started.
+        DataError: a ledger that it reads is not there.
         Interrupted: the study was asked to stop, or lost a trial's process (TrialLost); the same command goes on.
     """
     study = load_study(path, overrides)
@@ -62,6 +63,7 @@ def run_study(
             say(line)
         return 0
     Storage(config.storage).check_writable()
+    study = held(study, study.folder)
     demands = stage_demands(config) if _elsewhere(config) else [local_demand(need, local_trials(study, need))]
     with ray_session(config, demands):
         slots = concurrent_trials(need, _nodes(), study.config.max_concurrent)

@@ -22,8 +22,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from nexus_ray.config import RunConfig
-from nexus_ray.corpora.prepare import Made, prepare
-from nexus_ray.errors import ConfigError, DataError, Interrupted
+from nexus_ray.corpora.prepare import PreparedData, prepare
+from nexus_ray.errors import ConfigError, DataError, Interrupted, NexusError, TrainingError
+from nexus_ray.jobs import score_ahead
 from nexus_ray.models.local import with_local_model
 from nexus_ray.session import LOCAL_HEAD
 from nexus_ray.storage import Storage
@@ -79,7 +80,7 @@ def run_trials(
     name = f"nexus-study-{secrets.token_hex(6)}"
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     box = ray.remote(num_cpus=0)(Box).options(name=name, scheduling_strategy=here).remote()
-    work = _Work(turns, folder.child("control"), box, name=name, slots=slots, say=say, report=report)
+    work = _Work(turns, folder, box, name=name, slots=slots, say=say, report=report)
     with _asked_to_stop() as asked, _environment():
         threads = [threading.Thread(target=work.guarded, args=(each,), daemon=True) for each in (work.serve, work.tune)]
         for thread in threads:
@@ -109,7 +110,7 @@ class _Work:
     def __init__(
         self,
         turns: Turns,
-        place: Storage,
+        folder: Storage,
         box: Any,
         *,
         name: str,
@@ -117,7 +118,7 @@ class _Work:
         say: Say,
         report: Callable[[Storage], Any] | None,
     ) -> None:
-        self.turns, self.place, self.box, self.name = turns, place, box, name
+        self.turns, self.folder, self.box, self.name = turns, folder, box, name
         self.slots, self.say, self.report = slots, say, report
         self.done = threading.Event()
         self.error: BaseException | None = None
@@ -143,19 +144,33 @@ class _Work:
                 waiting = self.box.take.remote()
 
     def hand_out(self) -> Job | str:
-        """The next turn whose data is there."""
+        """The next turn, once all that it reads is there."""
         while True:
             job = self.turns.next()
             if isinstance(job, str):
                 return job
+            config = self.turns.config(job.trial)
             try:
-                made = ready(self.turns.config(job.trial), self.say)
-            except (ConfigError, DataError) as error:
+                data = ready(config, self.say)
+                scored = self.score(config, data)
+            except (ConfigError, DataError, TrainingError) as error:
                 self.turns.fail(job.trial, str(error))
                 continue
-            if made != Made():
-                self.turns.prepared(job.trial, documents=made.documents, tokens=made.tokens)
+            self.turns.prepared(job.trial, documents=data.made.documents, tokens=data.made.tokens, scored=scored)
             return job
+
+    def score(self, config: RunConfig, data: PreparedData) -> bool:
+        """Score a trial's first model for all that start alike, unless that was done; returns whether it was now.
+
+        What goes wrong with the machine (a worker's death, say) is left to the trial, which would do it again.
+        """
+        try:
+            return score_ahead(config, data, run=self.folder, say=self.say)
+        except NexusError:
+            raise
+        except Exception as error:
+            self.say(f"the base model could not be scored ahead of its trial ({type(error).__name__}: {error})")
+            return False
 
     def lost(self, trial: str) -> None:
         """The process of a turn has died, again and again where Tune tries again.
@@ -177,12 +192,12 @@ class _Work:
         """Ray Tune's own loop."""
         from ray import tune
 
-        line, report = self.name, self.report
+        line, report, place = self.name, self.report, self.folder.child("control")
 
         def turn(settings: dict[str, Any]) -> dict[str, Any]:
             return run_turn(Line(line, settings["trial"]), report=report)
 
-        self.place.delete("tune")
+        place.delete("tune")
         tuner = tune.Tuner(
             tune.with_resources(turn, {"CPU": DRIVER_CPUS}),
             tune_config=tune.TuneConfig(
@@ -195,13 +210,13 @@ class _Work:
             ),
             run_config=tune.RunConfig(
                 name="tune",
-                storage_path=self.place.uri,
+                storage_path=place.uri,
                 failure_config=tune.FailureConfig(max_failures=0 if LOCAL_HEAD in os.environ else RETRIES),
                 verbose=0,
             ),
         )
         tuner.fit()
-        self.place.delete("tune")
+        place.delete("tune")
 
 
 def _trial_name(trial: Any) -> str:
@@ -247,11 +262,10 @@ def _searcher(work: _Work) -> Any:
     return Course()
 
 
-def ready(config: RunConfig, say: Say) -> Made:
-    """Build what a trial reads, if that is not there; returns what was made. Done here: inside of Tune's placement
-    group a data task would wait without end for a CPU."""
-    local = with_local_model(config, progress=say)
-    return prepare(local, progress=say).made
+def ready(config: RunConfig, say: Say) -> PreparedData:
+    """Build what a trial reads, if that is not there. Done here: inside of Tune's placement group a data task would
+    wait without end for a CPU."""
+    return prepare(with_local_model(config, progress=say), progress=say)
 
 
 def _stop_runs(turns: Turns) -> None:

@@ -54,11 +54,13 @@ def trial_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def corpus(folder: Path) -> dict[str, int]:
-    """Documents and tokens of all domains, as the manifests have them."""
+    """Documents and tokens of all domains, as the manifests have them, and first models."""
     shared = folder / "runs" / "_shared"
+    scored = len(list(shared.glob("base_scores/*/stage.json")))
     documents = [json.loads(file.read_text())["documents"] for file in shared.glob("documents/*/manifest.json")]
     shards = [json.loads(file.read_text())["shards"] for file in shared.glob("tokens/*/*/manifest.json")]
-    return {"documents": sum(documents), "tokens": sum(shard["tokens"] for own in shards for shard in own)}
+    tokens = sum(shard["tokens"] for own in shards for shard in own)
+    return {"documents": sum(documents), "tokens": tokens, "scored": scored}
 
 
 def stamps(folder: Path, *parts: str) -> dict[str, int]:
@@ -74,7 +76,7 @@ def test_half_of_the_points_are_promoted_and_all_resume_from_their_checkpoints(w
         lines = (run_ / "metrics.jsonl").read_text().splitlines()
         done = json.loads((run_ / "run.json").read_text())["outcome"]
         assert len(lines) == {"done": STEPS, "paused": EVERY}[done], f"{run_} ({done}) trained a step twice"
-    assert base_fits(whole) == 1, "the base model is scored once for all trials"
+    assert base_fits(whole) == base_fits(whole, "s-study") == 1, "the base is scored once, before the first trial"
     assert read(whole, "results.json")["made"] == corpus(whole), "read and encoded once for all trials"
     assert {tuple(run["made"].values()) for run in trial_records(whole)} == {(0, 0)}, "and by no trial"
     timed = [event for event in events(whole) if event["event"] == "timed"]
@@ -104,7 +106,7 @@ def test_what_a_study_leaves_is_complete(whole: Path) -> None:
     place = record(whole)
     results = read(whole, "results.json")
     assert results["share_of_full_budgets"] == pytest.approx((2 * STEPS + 2 * EVERY) / (4 * STEPS))
-    assert {"to_first_step_s", "since_last_end_s"} <= set(results["seconds_besides_training"])
+    assert {"preparing_s", "to_first_step_s", "since_last_end_s"} <= set(results["seconds_besides_training"])
     assert (place / "results.csv").read_text().count("\n") == 5 and "Pareto" in (place / "report.html").read_text()
     best = load_config(place / "best.yaml")
     [own] = [t for t in results["trials"] if t["point"] == results["winner"]]

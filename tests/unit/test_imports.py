@@ -20,6 +20,7 @@ ORDER = (
     ("stream",),
     ("train",),
     ("evaluate",),
+    ("jobs",),
     ("tracking_board",),
     ("progress", "tracking", "record"),
     ("study",),

@@ -6,7 +6,7 @@ while the rest is being written. Which prefix a run reads is decided at its firs
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nexus_ray.config.tree import RunConfig, SynthesisSource
@@ -15,6 +15,9 @@ from nexus_ray.corpora.parts import Manifest, PartFile, load_manifest, read_rows
 from nexus_ray.corpora.sources.base import Item, RawDocument
 from nexus_ray.errors import DataError
 from nexus_ray.storage import Storage
+
+Pin = Mapping[str, Any]
+"""`entries` and `fingerprint` of the prefix of a ledger's manifest that is read, as in SynthesisSource."""
 
 
 class SynthesisCorpus:
@@ -75,21 +78,30 @@ def read_manifest(folder: Storage, *, where: str) -> Manifest:
     return load_manifest(folder)
 
 
-def pinned(config: RunConfig, earlier: RunConfig | None) -> RunConfig:
-    """The config with every ledger held to a prefix: that of `earlier`, or else what there is now.
+def pins(config: RunConfig) -> dict[str, Pin]:
+    """By domain, what a config says of the prefix of its ledger that is read."""
+    sources = ((name, domain.source) for name, domain in config.domains.items())
+    return {
+        name: {"entries": source.entries, "fingerprint": source.fingerprint}
+        for name, source in sources
+        if isinstance(source, SynthesisSource) and source.entries is not None
+    }
 
-    `earlier` is the config that the run's record holds, if the run was started before.
-    """
+
+def present_pins(config: RunConfig) -> dict[str, Pin]:
+    """By domain, all that its ledger holds now. Raises DataError if there is none."""
+    out: dict[str, Pin] = {}
+    for name, domain in config.domains.items():
+        if isinstance(domain.source, SynthesisSource) and domain.source.entries is None:
+            prefix = SynthesisCorpus(name, domain.source).prefix()
+            out[name] = {"entries": len(prefix.entries), "fingerprint": prefix.fingerprint}
+    return out
+
+
+def pinned(config: RunConfig, known: Mapping[str, Pin]) -> RunConfig:
+    """The config with the ledgers of those domains held to these prefixes, unless it holds them to one itself."""
     domains = {}
     for name, domain in config.domains.items():
-        source = domain.source
-        if not isinstance(source, SynthesisSource) or source.entries is not None:
-            continue
-        known = earlier.domains[name].source if earlier is not None and name in earlier.domains else None
-        if isinstance(known, SynthesisSource) and known.entries is not None:
-            pins = {"entries": known.entries, "fingerprint": known.fingerprint}
-        else:
-            prefix = SynthesisCorpus(name, source).prefix()
-            pins = {"entries": len(prefix.entries), "fingerprint": prefix.fingerprint}
-        domains[name] = domain.model_copy(update={"source": source.model_copy(update=pins)})
+        if name in known and isinstance(domain.source, SynthesisSource) and domain.source.entries is None:
+            domains[name] = domain.model_copy(update={"source": domain.source.model_copy(update=dict(known[name]))})
     return config.model_copy(update={"domains": {**config.domains, **domains}}) if domains else config
