@@ -73,6 +73,7 @@ class Turns:
         self._write_event = write
         self._course = Course(study, events=events, write=self._write)
         self._started: dict[str, float] = {}
+        self._begun: dict[str, float] = {}
         self._waited: dict[str, float] = {}
         self._free: list[float] = []  # when the places that are free now became so
         self._closing = False
@@ -83,24 +84,26 @@ class Turns:
             job = None if self._closing else self._course.next()
             if job is None:
                 return "wait" if self._started else "over"
-            self._started[job.trial] = self._clock()
+            self._started[job.trial] = now = self._clock()
+            if self._free:
+                self._waited[job.trial] = now - self._free.pop(0)
             return job
 
-    def prepared(self, trial: str, *, documents: int = 0, tokens: int = 0, scored: int = 0) -> None:
-        """All that a trial reads is there, and its turn begins now.
+    def begin(self, trial: str, *, documents: int = 0, tokens: int = 0, scored: int = 0) -> RunConfig | None:
+        """What a trial is to run, now that its process and all that it reads are there; None if it is not to begin.
 
-        Of what was missing, documents were read, tokens encoded and first models scored; that is logged with the time
-        it took, which is the study's and not the turn's: what follows finds it.
+        Of what was missing, so many documents were read, tokens encoded and first models scored.
         """
         with self._lock:
-            now = self._clock()
             if documents or tokens or scored:
                 work = {"documents": documents, "tokens": tokens, "scored": scored}
-                seconds = round(now - self._started[trial], 2)
-                self._write({"event": "prepared", "trial": trial, **work, "seconds": seconds})
-            self._started[trial] = now
-            if self._free:
-                self._waited[trial] = now - self._free.pop(0)
+                self._write({"event": "prepared", "trial": trial, **work})
+            if self._closing:
+                self._end(Ended(trial, "interrupted"))
+            if trial not in self._started:
+                return None
+            self._begun.setdefault(trial, self._clock())
+            return self.config(trial)
 
     def close(self) -> None:
         """Let no more turns begin."""
@@ -121,11 +124,9 @@ class Turns:
         found = self._trial(trial)
         return self._study.config_of(found.point, found.seed)
 
-    def answer(self, message: Message) -> Answer | RunConfig | None:
+    def answer(self, message: Told | Ended) -> Answer | None:
         """Take in what a trial's process says; returns what it is answered."""
         with self._lock:
-            if isinstance(message, Wanted):
-                return self.config(message.trial)
             if isinstance(message, Told):
                 if self._trial(message.trial).status in ENDED:  # told before, by a process that died since
                     return "stop"
@@ -149,10 +150,9 @@ class Turns:
             return failed
 
     def fail(self, trial: str, reason: str) -> None:
-        """A turn cannot begin; its place is free as before."""
+        """A turn cannot begin."""
         with self._lock:
             self._end(Ended(trial, "failed", reason))
-            self._free.pop()
 
     def retry(self) -> None:
         """Have all failed trials run again."""
@@ -171,13 +171,14 @@ class Turns:
                 self._course.fail(message.trial, message.reason or "no reason given")
         started = self._started.pop(message.trial)
         self._course.left(message.trial)
-        self._time(message, started)
+        self._time(message, started, self._begun.pop(message.trial, None))
 
-    def _time(self, message: Ended, started: float) -> None:
+    def _time(self, message: Ended, started: float, begun: float | None) -> None:
         now = self._clock()
         self._free.append(now)
         spans = {
-            "to_first_step_s": message.first_step and message.first_step - started,
+            "to_begin_s": begun and begun - started,
+            "to_first_step_s": begun and message.first_step and message.first_step - begun,
             "after_last_step_s": message.last_step and now - message.last_step,
             "since_last_end_s": self._waited.pop(message.trial, None),
             "seconds": now - started,
@@ -229,12 +230,15 @@ def made(events: Iterable[Event]) -> dict[str, int]:
 
 
 def overheads(events: Iterable[Event]) -> dict[str, dict[str, float]]:
-    """Median and most of what turns took besides training, in seconds, by kind, and of what was done before a turn for
-    all that follow (`preparing_s`); {} before the first turn has ended."""
+    """Median and most of what turns took besides training, in seconds, by kind; {} before the first turn has ended.
+
+    `to_begin_s`: until a trial's process and all that it reads were there; nearly nothing but for the first in each
+    place, whose process is used again, and for those that read what was not made before. `to_first_step_s`: from there
+    to the first step. `after_last_step_s`: from the last to the turn's end. `since_last_end_s`: how long its place was
+    free.
+    """
     spans: dict[str, list[float]] = {}
     for event in events:
-        if event["event"] == "prepared":
-            spans.setdefault("preparing_s", []).append(event["seconds"])
         if event["event"] == "timed":
             for name, value in event.items():
                 if name.endswith("_s"):

@@ -38,7 +38,8 @@ def fit(job: StageJob, *, on_signal: Callable[[], None] = lambda: None) -> dict[
     import time
 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig
+
+    from nexus_ray.train.process_group import ProcessGroup
 
     job = replace(job, called=time.time())
     cluster = job.config.cluster
@@ -48,7 +49,7 @@ def fit(job: StageJob, *, on_signal: Callable[[], None] = lambda: None) -> dict[
     trainer = _trainer_class()(
         train_worker,
         train_loop_config=pack(job),
-        torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=1800),
+        backend_config=ProcessGroup("nccl" if cluster.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
         ),
@@ -71,17 +72,17 @@ def fit(job: StageJob, *, on_signal: Callable[[], None] = lambda: None) -> dict[
 
 
 def _trainer_class() -> Any:
-    """Ray's trainer; on a local head without the process that frees the resources of a dead controller, which the end
-    of the head frees anyway: it takes a second to start and a core's percent to run."""
-    from ray.train.torch import TorchTrainer
+    """Ray's trainer without processes that a stage does not need, each of which takes a second or more of a core to
+    start: the manager of datasets, since workers make their own (`nexus_ray.stream.loader`); and on a local head the
+    one that frees the resources of a dead controller, which the end of the head frees anyway."""
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    if LOCAL_HEAD not in os.environ:
-        return TorchTrainer
+    unneeded = {"DatasetsCallback", *(["PlacementGroupCleanerCallback"] if LOCAL_HEAD in os.environ else [])}
 
-    class Trainer(TorchTrainer):
+    class Trainer(DataParallelTrainer):
         def _create_default_callbacks(self) -> list[Any]:
             callbacks = super()._create_default_callbacks()
-            return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+            return [callback for callback in callbacks if type(callback).__name__ not in unneeded]
 
     return Trainer
 

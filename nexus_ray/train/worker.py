@@ -36,9 +36,11 @@ def train_worker(settings: dict[str, bytes]) -> dict[str, Any]:
     context = WorkerContext(
         rank=here.get_world_rank(), world=here.get_world_size(), device=ray.train.torch.get_device()
     )
-    share = job.config.cluster.gpus_per_worker
-    if context.device.type == "cuda" and share < 1:
+    if context.device.type == "cuda":
         import torch
 
-        torch.cuda.set_per_process_memory_fraction(share, context.device)
+        torch.cuda.set_device(context.device)  # of this thread
+        share = job.config.cluster.gpus_per_worker
+        if share < 1:
+            torch.cuda.set_per_process_memory_fraction(share, context.device)
     return run_worker(job, context=context, blocks=blocks_of_rank, entered=entered)

@@ -19,6 +19,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from nexus_ray.config import RunConfig
@@ -28,9 +29,8 @@ from nexus_ray.jobs import score_ahead
 from nexus_ray.models.local import with_local_model
 from nexus_ray.session import LOCAL_HEAD
 from nexus_ray.storage import Storage
-from nexus_ray.study.course import Job
 from nexus_ray.study.placement import DRIVER_CPUS
-from nexus_ray.study.turns import Turns
+from nexus_ray.study.turns import Turns, Wanted
 from nexus_ray.train.stop import STOP_FILE
 from nexus_ray.tune.box import Box, Line
 from nexus_ray.tune.trial import run_turn
@@ -140,24 +140,26 @@ class _Work:
             ready, _ = ray.wait([waiting], timeout=1.0)
             if ready:
                 number, message = ray.get(waiting)
-                self.box.answer.remote(number, self.turns.answer(message))
+                if isinstance(message, Wanted):  # takes its time, and the others are answered meanwhile
+                    give = partial(self.guarded, partial(self.give, number, message.trial))
+                    threading.Thread(target=give, daemon=True).start()
+                else:
+                    self.box.answer.remote(number, self.turns.answer(message))
                 waiting = self.box.take.remote()
 
-    def hand_out(self) -> Job | str:
-        """The next turn, once all that it reads is there."""
-        while True:
-            job = self.turns.next()
-            if isinstance(job, str):
-                return job
-            config = self.turns.config(job.trial)
-            try:
-                data = ready(config, self.say)
-                scored = self.score(config, data)
-            except (ConfigError, DataError, TrainingError) as error:
-                self.turns.fail(job.trial, str(error))
-                continue
-            self.turns.prepared(job.trial, documents=data.made.documents, tokens=data.made.tokens, scored=scored)
-            return job
+    def give(self, number: int, trial: str) -> None:
+        """Answer a trial that asks what to run, once all that it reads is there."""
+        config = self.turns.config(trial)
+        try:
+            data = ready(config, self.say)
+            scored = self.score(config, data)
+        except (ConfigError, DataError, TrainingError) as error:
+            self.turns.fail(trial, str(error))
+            self.box.answer.remote(number, None)
+            return
+        made = data.made
+        begun = self.turns.begin(trial, documents=made.documents, tokens=made.tokens, scored=int(scored))
+        self.box.answer.remote(number, begun)
 
     def score(self, config: RunConfig, data: PreparedData) -> bool:
         """Score a trial's first model for all that start alike, unless that was done; returns whether it was now.
@@ -233,7 +235,7 @@ def _searcher(work: _Work) -> Any:
             self.trials: dict[str, str] = {}
 
         def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-            job = work.hand_out()
+            job = work.turns.next()
             if isinstance(job, str):
                 return Searcher.FINISHED if job == "over" else None
             self.trials[trial_id] = job.trial

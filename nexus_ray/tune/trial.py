@@ -25,7 +25,10 @@ def run_turn(line: Line, *, report: Callable[[Storage], Any] | None) -> dict[str
     An error of the run itself fails the trial at once; any other (workers that died more often than Train restarts
     them) does so when it comes again.
     """
-    config = unmirrored(line.config())
+    config = line.config()
+    if config is None:
+        return {"outcome": "not begun"}
+    config = unmirrored(config)
     began = time.time()
     ended = _run(config, line, report)
     if ended.outcome == "broken":

@@ -106,7 +106,7 @@ def test_what_a_study_leaves_is_complete(whole: Path) -> None:
     place = record(whole)
     results = read(whole, "results.json")
     assert results["share_of_full_budgets"] == pytest.approx((2 * STEPS + 2 * EVERY) / (4 * STEPS))
-    assert {"preparing_s", "to_first_step_s", "since_last_end_s"} <= set(results["seconds_besides_training"])
+    assert {"to_begin_s", "to_first_step_s", "since_last_end_s"} <= set(results["seconds_besides_training"])
     assert (place / "results.csv").read_text().count("\n") == 5 and "Pareto" in (place / "report.html").read_text()
     best = load_config(place / "best.yaml")
     [own] = [t for t in results["trials"] if t["point"] == results["winner"]]

@@ -79,9 +79,17 @@ def test_only_the_session_and_the_doctor_start_ray() -> None:
     "module", ["nexus_ray", "nexus_ray.errors", "nexus_ray.config", "nexus_ray.cli", "nexus_ray.session"]
 )
 def test_light_modules_load_nothing_heavy(module: str) -> None:
-    code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
+    assert loaded(module, HEAVY) == "[]"
+
+
+def test_what_the_controller_of_a_stage_reads_is_free_of_pytorch() -> None:
+    assert loaded("nexus_ray.train.process_group, nexus_ray.train.worker", ("torch", "transformers")) == "[]"
+
+
+def loaded(modules: str, heavy: tuple[str, ...]) -> str:
+    code = f"import sys, {modules}; print([m for m in {heavy!r} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True)
-    assert run.stdout.strip() == "[]"
+    return run.stdout.strip()
 
 
 def test_public_names_load_lazily() -> None:

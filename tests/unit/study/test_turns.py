@@ -33,7 +33,7 @@ class Clock:
 
 def turns(folder: Path, events: list[Event], **changes: Any) -> tuple[Turns, list[Event], Clock, list[str]]:
     log, clock, said = list(events), Clock(), []
-    study = a_study(folder, **{"space": SPACE, **changes})
+    study = a_study(folder, space=SPACE, **changes)
     return Turns(study, events=events, write=log.append, say=said.append, clock=clock), log, clock, said
 
 
@@ -51,9 +51,8 @@ def test_a_turn_is_answered_and_timed(tmp_path: Path) -> None:
     made, log, clock, said = turns(tmp_path, [], stopping=ASHA)
     first = begun(made)
     clock.now += 30.0
-    made.prepared(first.trial, documents=8, tokens=98, scored=1)
-    config = made.answer(Wanted(first.trial))
-    assert config.name == f"s-{first.trial}" and config.continual.replay_ratio == 0.0
+    config = made.begin(first.trial, documents=8, tokens=98, scored=1)
+    assert config is not None and config.name == f"s-{first.trial}" and config.continual.replay_ratio == 0.0
     assert made.answer(Told(first.trial, evaluated(0.25))) == "pause"
     clock.now = 150.0
     made.answer(Ended(first.trial, "paused", first_step=139.0, last_step=148.0))
@@ -61,37 +60,22 @@ def test_a_turn_is_answered_and_timed(tmp_path: Path) -> None:
     second = begun(made)
     assert second.trial != first.trial
     clock.now = 153.0
-    made.prepared(second.trial)
+    assert made.begin(second.trial) and made.begin(second.trial), "asked again by a process that was started anew"
     clock.now = 160.0
     assert made.answer(Told(second.trial, evaluated(0.25, new=-1.0))) == "continue"
     made.answer(Ended(second.trial, "finished", end=evaluated(1.0), first_step=155.0, last_step=159.5))
     timed = [event for event in log if event["event"] == "timed"]
     assert timed[0] == {
-        "event": "timed", "trial": first.trial, "to_first_step_s": 9.0, "after_last_step_s": 2.0, "seconds": 20.0,
+        "event": "timed", "trial": first.trial, "seconds": 50.0,
+        "to_begin_s": 30.0, "to_first_step_s": 9.0, "after_last_step_s": 2.0,
     }  # fmt: skip
-    assert timed[1]["since_last_end_s"] == 3.0 and timed[1]["to_first_step_s"] == 2.0
+    assert timed[1]["since_last_end_s"] == 2.0 and timed[1]["to_first_step_s"] == 2.0
     assert overheads(log)["to_first_step_s"] == {"median": 5.5, "most": 9.0}
-    assert overheads(log)["preparing_s"] == {"median": 30.0, "most": 30.0}, "of what was there, nothing is said"
+    assert overheads(log)["to_begin_s"] == {"median": 15.5, "most": 30.0}
+    assert [event["event"] for event in log].count("prepared") == 1, "of what was there, nothing is said"
     assert work_done(log) == {"documents": 8, "tokens": 98, "scored": 1}
     assert made.next() == "over"
     assert any("paused at rung 0" in line for line in said) and any("finished" in line for line in said)
-
-
-def test_a_turn_that_cannot_begin_leaves_its_place_as_free_as_it_was(tmp_path: Path) -> None:
-    made, log, clock, _ = turns(
-        tmp_path, [], space={"continual.replay_ratio": {"choice": [0.0, 0.05, 0.25]}}, stopping={"rule": "none"}
-    )
-    first = begun(made)
-    made.prepared(first.trial)
-    made.answer(Ended(first.trial, "finished", end=evaluated(1.0)))
-    refused = begun(made)
-    clock.now += 5.0
-    made.fail(refused.trial, "its corpus is gone")
-    third = begun(made)
-    made.prepared(third.trial)
-    made.answer(Ended(third.trial, "finished", end=evaluated(1.0)))
-    waits = [event.get("since_last_end_s") for event in log if event["event"] == "timed"]
-    assert waits == [None, None, 5.0]
 
 
 def test_nothing_to_begin_is_told_from_nothing_to_begin_now(tmp_path: Path) -> None:
@@ -106,8 +90,10 @@ def test_nothing_to_begin_is_told_from_nothing_to_begin_now(tmp_path: Path) -> N
 
 def test_a_closed_study_begins_nothing_and_what_was_interrupted_goes_on_first(tmp_path: Path) -> None:
     made, log, *_ = turns(tmp_path, [])
-    first = begun(made)
+    first, second = begun(made), begun(made)
+    assert made.begin(first.trial)
     made.close()
+    assert made.begin(second.trial, scored=1) is None, "the study was stopped while its data was made"
     assert made.next() == "wait" and made.running() == [first.trial]
     made.answer(Ended(first.trial, "interrupted"))
     assert made.next() == "over"
