@@ -25,6 +25,7 @@ def run_turn(line: Line, *, report: Callable[[Storage], Any] | None) -> dict[str
     An error of the run itself fails the trial at once; any other (workers that died more often than Train restarts
     them) does so when it comes again.
     """
+    _load()
     config = line.config()
     if config is None:
         return {"outcome": "not begun"}
@@ -37,6 +38,14 @@ def run_turn(line: Line, *, report: Callable[[Storage], Any] | None) -> dict[str
     first, last = _steps(Storage(config.storage).child(config.name), began)
     line.end(replace(ended, outcome=outcome, first_step=first, last_step=last))
     return {"outcome": outcome}
+
+
+def _load() -> None:
+    """Import what a run needs: seconds that pass while its data is made."""
+    import ray.train.v2.api.data_parallel_trainer  # noqa: F401
+
+    import nexus_ray.models.methods
+    import nexus_ray.roadmap  # noqa: F401
 
 
 def unmirrored(config: RunConfig) -> RunConfig:
