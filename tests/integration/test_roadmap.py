@@ -127,6 +127,7 @@ def test_the_gate_repeats_a_stage_with_more_replay_and_stops_the_run_when_that_d
     assert json.loads((place / "stages" / "01-south" / "stage.json").read_text())["gate"]["action"] == "stop"
 
 
+@pytest.mark.slow
 def test_a_progressive_stage_and_a_stage_s_own_settings(folder: Path) -> None:
     config = tiny_roadmap(
         folder,

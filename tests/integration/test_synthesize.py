@@ -109,7 +109,14 @@ def test_target_ends_a_job_and_a_higher_one_goes_on(place: Path) -> None:
         assert more.stats.traffic.sent == len(server.calls) and more.stats.traffic.resent == 0
 
 
-@pytest.mark.parametrize(("retries", "attempts", "dies"), [(1, 3, False), (0, 1, False), (0, 3, True)])
+SLOW_CALLS = [
+    (1, 3, False),
+    pytest.param(0, 1, False, marks=pytest.mark.slow),
+    pytest.param(0, 3, True, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("retries", "attempts", "dies"), SLOW_CALLS)
 def test_a_slow_call_of_the_first_shard_has_little_more_asked_than_the_target_takes(
     place: Path, retries: int, attempts: int, dies: bool
 ) -> None:

@@ -117,6 +117,7 @@ def test_what_a_study_leaves_is_complete(whole: Path) -> None:
     assert {f"trial-{name}" for name in finished(events(whole))} == written
 
 
+@pytest.mark.slow
 def test_a_wider_space_goes_on_without_touching_what_is_done(whole: Path) -> None:
     """Nothing is tokenised again, nothing finished is run again, no logged event changes."""
     before = events(whole)
