@@ -7,11 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nexus_ray.config import RunConfig, fingerprint
+from nexus_ray.config import RunConfig, fingerprint, stage_config
 from nexus_ray.corpora.prepare import PreparedData, check_prepared
+from nexus_ray.corpora.tokenizer import check_init_tokenizer
+from nexus_ray.errors import ConfigError
 from nexus_ray.evaluate import shared
 from nexus_ray.evaluate.hooks import ScoringHooks
-from nexus_ray.models.local import with_local_model
 from nexus_ray.storage import Storage
 from nexus_ray.stream.rows import StageStream
 from nexus_ray.train.launch import fit
@@ -22,6 +23,24 @@ BASE = "base"
 """Name of the "stage" before the first, which trains nothing."""
 
 Say = Callable[[str], None]
+
+
+def check_model(config: RunConfig, data: PreparedData) -> None:
+    """Raise ConfigError for what would only fail in the workers otherwise, once they have started."""
+    from nexus_ray.models.build import check_init_from, context_length, meta_model
+    from nexus_ray.models.methods import rehearse, trains_all
+
+    check_init_tokenizer(config.model, data.tokenizer)
+    check_init_from(config.model, vocab_size=data.vocab_size)
+    stages = [stage_config(config, index) for index in range(len(config.stages))]
+    if not all(trains_all(stage) for stage in stages):
+        rehearse(meta_model(config.model, data.vocab_size), stages)
+    limit = context_length(config.model)
+    if limit is not None and config.training.seq_len > limit:
+        raise ConfigError(
+            f"training.seq_len={config.training.seq_len} exceeds the {limit} positions of "
+            f"model.source={config.model.source!r}; use at most {limit}"
+        )
 
 
 def stage_job(
@@ -96,18 +115,23 @@ def base_scores(config: RunConfig, data: PreparedData, *, run: Storage, folder: 
         return shared.fetch(place, folder) or {}
 
 
-def score_ahead(config: RunConfig, data: PreparedData, *, run: Storage, say: Say) -> bool:
+def score_ahead(
+    config: RunConfig, data: PreparedData, *, run: Storage, say: Say, wanted: Callable[[], bool] = lambda: True
+) -> bool:
     """Score a run's first model for whoever starts alike, if nobody has; returns whether it was done now.
 
-    `data` is what `prepare` returned for `config`.
+    `data` is what `prepare` returned for `config`, whose model is one that loads. `wanted` is asked again once others
+    that do the same have been waited for.
+
+    Raises as the run itself would, ConfigError for what `check_model` finds.
     """
-    config = with_local_model(config, progress=say)
     if shared.base_folder(config, data).exists(shared.RESULT):
         return False
+    check_model(config, data)
     data = check_prepared(data, config.data.on_corrupt, progress=say)
     place = shared.base_folder(config, data)
     with shared.lock(place):
-        if place.exists(shared.RESULT):
+        if place.exists(shared.RESULT) or not wanted():
             return False
         _score_shared(config, data, place, run=run, say=say)
     return True

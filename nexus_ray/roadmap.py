@@ -18,12 +18,11 @@ from nexus_ray.config import RunConfig, detect_hardware, fingerprint, parse_conf
 from nexus_ray.config.source import parse_yaml
 from nexus_ray.config.tree import exact_fraction
 from nexus_ray.corpora.prepare import PreparedData, PreparedDomain, check_prepared, find_prepared, prepare
-from nexus_ray.corpora.sources.synthesis import pinned, pins, present_pins
-from nexus_ray.corpora.tokenizer import check_init_tokenizer
+from nexus_ray.corpora.sources.synthesis import own_pin, pinned, present_pin
 from nexus_ray.errors import ConfigError, DataError, ForgettingError, Interrupted, Paused, Stopped
 from nexus_ray.evaluate.scores import DomainScore, scores_from_bytes
 from nexus_ray.evaluate.transfer import score_document, stage_forgetting
-from nexus_ray.jobs import base_scores, score_base, stage_job
+from nexus_ray.jobs import base_scores, check_model, score_base, stage_job
 from nexus_ray.models.local import with_local_model
 from nexus_ray.progress import Progress
 from nexus_ray.record import MetricsTail, RunRecordWriter
@@ -93,8 +92,8 @@ def _pinned(config: RunConfig) -> RunConfig:
     folder = Storage(config.storage).child(config.name)
     if folder.exists("run.json") and folder.exists("config.yaml"):
         earlier = parse_config(parse_yaml(folder.read_text("config.yaml"), where=folder.path("config.yaml")))
-        config = pinned(config, pins(earlier))
-    return pinned(config, present_pins(config))
+        config = pinned(config, lambda domain, source: own_pin(earlier.domains.get(domain)))
+    return pinned(config, present_pin)
 
 
 class _Roadmap:
@@ -177,7 +176,7 @@ class _Roadmap:
         self.progress.message(f"run {self.config.name} ({self.fingerprint}) in {self.folder.uri}")
         self.data = self._prepare()
         self.plan = PlanFile(self.folder, self.config)
-        self._check_model()
+        check_model(self.config, self.data)
         self.writer.data(self.data)
         self._base()
         if self.watcher is not None:
@@ -217,23 +216,6 @@ class _Roadmap:
             f"scores are of (fingerprint {domain.held_out.fingerprint} instead of {known}); restore them, or start "
             f"under another name"
         )
-
-    def _check_model(self) -> None:
-        """What would only fail in the workers otherwise, once they have started."""
-        from nexus_ray.models.build import check_init_from, context_length, meta_model
-        from nexus_ray.models.methods import rehearse, trains_all
-
-        check_init_tokenizer(self.config.model, self.data.tokenizer)
-        check_init_from(self.config.model, vocab_size=self.data.vocab_size)
-        stages = [stage_config(self.config, index) for index in range(len(self.config.stages))]
-        if not all(trains_all(stage) for stage in stages):
-            rehearse(meta_model(self.config.model, self.data.vocab_size), stages)
-        limit = context_length(self.config.model)
-        if limit is not None and self.config.training.seq_len > limit:
-            raise ConfigError(
-                f"training.seq_len={self.config.training.seq_len} exceeds the {limit} positions of "
-                f"model.source={self.config.model.source!r}; use at most {limit}"
-            )
 
     def _base(self) -> None:
         """Scores before any training; those of another run that starts alike, if there is one."""

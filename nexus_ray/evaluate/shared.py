@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from nexus_ray.config.tree import RunConfig
-from nexus_ray.corpora.prepare import PreparedData, shared_storage
+from nexus_ray.corpora.prepare import LOCK_TIMEOUT_S, PreparedData, shared_storage
 from nexus_ray.evaluate.hooks import START
 from nexus_ray.models.fingerprint import model_fingerprint
 from nexus_ray.storage import Storage
@@ -43,7 +43,7 @@ def base_folder(config: RunConfig, data: PreparedData) -> Storage:
 
 def lock(shared: Storage) -> AbstractContextManager[None]:
     """Held by whoever scores into a shared folder."""
-    return Storage(shared.uri.rpartition("/")[0]).lock(shared.name)
+    return Storage(shared.uri.rpartition("/")[0]).lock(shared.name, LOCK_TIMEOUT_S)
 
 
 def fetch(shared: Storage, folder: Storage) -> dict[str, Any] | None:

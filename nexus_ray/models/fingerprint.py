@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -35,9 +36,16 @@ def model_fingerprint(config: ModelConfig, *, vocab_size: int, eos_id: int, seed
 def _hash_files(folder: Path) -> dict[str, str]:
     digests = {}
     for path in sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
-        with path.open("rb") as file:
-            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+        state = path.stat()
+        digests[path.name] = _hash_file(path, state.st_size, state.st_mtime_ns)
     return digests
+
+
+@lru_cache(maxsize=1024)
+def _hash_file(path: Path, size: int, changed: int) -> str:
+    """Read once by this process while size and time of change stand."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def base_sha256(model: nn.Module) -> str:

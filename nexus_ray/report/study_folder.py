@@ -36,7 +36,7 @@ from nexus_ray.study.history import Event
 from nexus_ray.study.judge import COST_UNIT
 from nexus_ray.study.laws import MIN_RATIOS, MIN_SETTINGS, Fitted
 from nexus_ray.study.load import Study, load_study
-from nexus_ray.study.log import LOST, NAME, held, read_study
+from nexus_ray.study.log import LOST, NAME, as_recorded, read_study
 from nexus_ray.study.measured import BUDGET, RATIO, from_trials
 from nexus_ray.study.records import Point, Trial, Value
 from nexus_ray.study.replicates import METRICS
@@ -77,7 +77,7 @@ def study_view(folder: Storage) -> tuple[StudyView, Study]:
     """A study from its folder, finished or not. Raises DataError if there is none."""
     config, trials = read_study(folder)
     with _files(folder) as place:
-        study = held(load_study(place / "study.yaml"), folder)
+        study = as_recorded(load_study(place / "study.yaml"), folder)
     points = {trial.point.id: trial.point for trial in trials}
     view = StudyView(
         config.name,

@@ -47,7 +47,7 @@ class Study:
     base_tokens: int
     """Tokens of all stages of the base run."""
     pins: Mapping[str, Pin] = field(default_factory=dict)
-    """By domain: how much of a ledger all trials read (`nexus_ray.study.log.held`)."""
+    """By ledger: how much of it all trials read (`nexus_ray.study.log.held`)."""
 
     @property
     def folder(self) -> Storage:
@@ -64,7 +64,7 @@ class Study:
             whole = exact_fraction(config.data.fraction)
             data_config = config.data.model_copy(update={"fraction": float(whole * share)})
             config = config.model_copy(update={"data": data_config})
-        return pinned(resolve(config, self.hardware), self.pins)
+        return pinned(resolve(config, self.hardware), lambda _, source: self.pins.get(source.ledger or ""))
 
     def _share(self, config: RunConfig) -> Fraction:
         """What share of the full run's tokens a trial reads, and so of its rows, under simulated epoching."""
@@ -107,7 +107,7 @@ def load_study(path: Path, overrides: Sequence[str] = (), *, hardware: Hardware 
     plain = parse_config(base, ["seed=0"], where=f"{path}, its base run {config.base} with `common`")
     if faults := list(base_faults(config, base)):
         raise ConfigError(report(faults, where=str(path)))
-    base = _with_own_ledgers(base, resolve(plain, hardware))
+    base = _with_own_ledgers(base, plain)
     space = Space.of(config.space, [stage.name for stage in plain.stages])
     study = Study(config, space, base, hardware, fingerprint(resolve(plain, hardware)), run_tokens(plain))
     if faults := [*_size_faults(study), *_point_faults(study)]:
@@ -117,8 +117,12 @@ def load_study(path: Path, overrides: Sequence[str] = (), *, hardware: Hardware 
 
 def _with_own_ledgers(base: Data, plain: RunConfig) -> Data:
     """The base run with its own ledgers named, since its trials have other names."""
-    own = {n: d.source.ledger for n, d in plain.domains.items() if isinstance(d.source, SynthesisSource)}
-    return apply_overrides(base, [f"domains.{name}.source.ledger={json.dumps(path)}" for name, path in own.items()])
+    own = {
+        f"domains.{name}.source.ledger": f"{plain.storage}/{plain.name}/synthesis/{name}"
+        for name, domain in plain.domains.items()
+        if isinstance(domain.source, SynthesisSource) and domain.source.ledger is None
+    }
+    return apply_overrides(base, list(override_texts(own)))
 
 
 def run_tokens(config: RunConfig) -> int:

@@ -13,22 +13,25 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import islice
 from types import TracebackType
 from typing import Any
 
 import yaml
 
+from nexus_ray.config import RunConfig
+from nexus_ray.config.domains import SynthesisSource
 from nexus_ray.config.faults import report
 from nexus_ray.config.study import StudyConfig, rung_shares
-from nexus_ray.corpora.sources.synthesis import present_pins
+from nexus_ray.corpora.sources.synthesis import Pin, pinned, present_pin
 from nexus_ray.errors import ConfigError, DataError
 from nexus_ray.storage import Storage
 from nexus_ray.study.extend import contradictions
 from nexus_ray.study.history import Event, History
-from nexus_ray.study.load import Study
+from nexus_ray.study.load import MOST_CHECKED, Study, points_to_check
 from nexus_ray.study.records import Trial, canonical
 from nexus_ray.synthesis.append_log import LogWriter, read_log
 
@@ -57,9 +60,9 @@ class StudyLog:
         try:
             changed = self._check(folder)
             self.events = list(read_log(folder, NAME, lost=LOST))
-            if changed is not None:
-                if self.events:
-                    self.write({"event": "extended", "config": _data(self._study.config)})
+            if changed is not None and self.events:
+                self.write({"event": "extended", "config": _data(self._study.config)})
+            if changed is not None or _description(folder).get("pins") != self._study.pins:
                 self._describe(folder)
         except BaseException:
             self._stack.close()
@@ -110,13 +113,43 @@ class StudyLog:
         folder.write_json(description, "study.json")
 
 
+def as_recorded(study: Study, folder: Storage) -> Study:
+    """The study, whose record lies in `folder`, with every ledger held to the prefix that it has read."""
+    return replace(study, pins=_description(folder).get("pins", {}) if folder.exists("study.json") else {})
+
+
 def held(study: Study, folder: Storage) -> Study:
-    """The study, whose record lies in `folder`, with every ledger held to the prefix that its first start found: trials
-    that read more than others would not compare. Raises DataError if there is no ledger."""
-    known = _description(folder).get("pins") if folder.exists("study.json") else None
-    if known is None:
-        known = present_pins(study.config_of(None, study.config.seeds[0]))
-    return replace(study, pins=known)
+    """The same, and a ledger that it has not read yet held to what is there now: trials that read more than others
+    would not compare. Raises DataError if no point finds all its ledgers; one that does not fails by itself."""
+    study = as_recorded(study, folder)
+    pins = dict(study.pins)
+
+    def find(domain: str, source: SynthesisSource) -> Pin:
+        ledger = source.ledger or ""
+        if ledger not in pins:
+            pins[ledger] = present_pin(domain, source)
+        return pins[ledger]
+
+    missing: DataError | None = None
+    sound = False
+    for config in _configs(study) if _reads_ledgers(study) else ():
+        try:
+            pinned(config, find)
+            sound = True
+        except DataError as error:
+            missing = missing or error
+    if missing is not None and not sound:
+        raise missing
+    return replace(study, pins=pins)
+
+
+def _reads_ledgers(study: Study) -> bool:
+    return "synthesis" in canonical([study.base, _data(study.config)])
+
+
+def _configs(study: Study) -> Iterator[RunConfig]:
+    points = {point.id: point for point in islice(points_to_check(study), MOST_CHECKED)}
+    return (study.config_of(point, study.config.seeds[0]) for point in points.values())
 
 
 def study_fingerprint(study: Study) -> str:
@@ -142,7 +175,8 @@ def _description(folder: Storage) -> dict[str, Any]:
         return dict(folder.read_json("study.json"))
     except ValueError:
         raise DataError(
-            f"{folder.path('study.json')} is no JSON; restore it, or delete it and it is written anew"
+            f"{folder.path('study.json')} is no JSON; restore it, or delete it: it is written anew, and "
+            "ledgers are read as far as they go then"
         ) from None
 
 

@@ -89,6 +89,11 @@ class Turns:
                 self._waited[job.trial] = now - self._free.pop(0)
             return job
 
+    def wants(self, trial: str) -> bool:
+        """Whether a trial that was handed out is still to begin."""
+        with self._lock:
+            return trial in self._started and not self._closing
+
     def begin(self, trial: str, *, documents: int = 0, tokens: int = 0, scored: int = 0) -> RunConfig | None:
         """What a trial is to run, now that its process and all that it reads are there; None if it is not to begin.
 
@@ -226,7 +231,7 @@ def _report(evaluated: Evaluated) -> Report:
 def made(events: Iterable[Event]) -> dict[str, int]:
     """Documents read, tokens encoded and first models scored for all turns together; the rest was found."""
     own = [event for event in events if event["event"] == "prepared"]
-    return {key: sum(event[key] for event in own) for key in ("documents", "tokens", "scored")}
+    return {key: sum(event.get(key, 0) for event in own) for key in ("documents", "tokens", "scored")}
 
 
 def overheads(events: Iterable[Event]) -> dict[str, dict[str, float]]:

@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any
 
 from nexus_ray.config import RunConfig
-from nexus_ray.corpora.prepare import PreparedData, prepare
+from nexus_ray.corpora.prepare import Made, PreparedData, prepare
 from nexus_ray.errors import ConfigError, DataError, Interrupted, NexusError, TrainingError
 from nexus_ray.jobs import score_ahead
 from nexus_ray.models.local import with_local_model
@@ -148,26 +148,34 @@ class _Work:
                 waiting = self.box.take.remote()
 
     def give(self, number: int, trial: str) -> None:
-        """Answer a trial that asks what to run, once all that it reads is there."""
-        config = self.turns.config(trial)
+        """Answer a trial that asks what to run, once all that it reads is there. That is made here: inside of Tune's
+        placement group a data task would wait without end for a CPU."""
+
+        def wanted() -> bool:
+            return not self.done.is_set() and self.turns.wants(trial)
+
+        made, scored = Made(), False
         try:
-            data = ready(config, self.say)
-            scored = self.score(config, data)
+            if wanted():
+                config = with_local_model(self.turns.config(trial), progress=self.say)
+                data = prepare(config, progress=self.say)
+                made = data.made
+                if wanted() and not _is_scored(config):
+                    scored = self.score(config, data, wanted)
         except (ConfigError, DataError, TrainingError) as error:
             self.turns.fail(trial, str(error))
             self.box.answer.remote(number, None)
             return
-        made = data.made
         begun = self.turns.begin(trial, documents=made.documents, tokens=made.tokens, scored=int(scored))
         self.box.answer.remote(number, begun)
 
-    def score(self, config: RunConfig, data: PreparedData) -> bool:
+    def score(self, config: RunConfig, data: PreparedData, wanted: Callable[[], bool]) -> bool:
         """Score a trial's first model for all that start alike, unless that was done; returns whether it was now.
 
         What goes wrong with the machine (a worker's death, say) is left to the trial, which would do it again.
         """
         try:
-            return score_ahead(config, data, run=self.folder, say=self.say)
+            return score_ahead(config, data, run=self.folder, say=self.say, wanted=wanted)
         except NexusError:
             raise
         except Exception as error:
@@ -264,10 +272,9 @@ def _searcher(work: _Work) -> Any:
     return Course()
 
 
-def ready(config: RunConfig, say: Say) -> PreparedData:
-    """Build what a trial reads, if that is not there. Done here: inside of Tune's placement group a data task would
-    wait without end for a CPU."""
-    return prepare(with_local_model(config, progress=say), progress=say)
+def _is_scored(config: RunConfig) -> bool:
+    """Whether a run has the scores of its first model, from an earlier turn."""
+    return Storage(config.storage).child(config.name, "base").exists("stage.json")
 
 
 def _stop_runs(turns: Turns) -> None:

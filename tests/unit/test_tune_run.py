@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ import nexus_ray.roadmap
 import nexus_ray.tune
 import nexus_ray.tune.driver
 from nexus_ray.config import RunConfig, fingerprint
-from nexus_ray.errors import ConfigError, Interrupted, NexusError, TrainingError
+from nexus_ray.corpora.prepare import Made
+from nexus_ray.errors import ConfigError, DataError, Interrupted, NexusError, TrainingError
 from nexus_ray.storage import Storage
+from nexus_ray.study.course import Job
 from nexus_ray.study.load import Study
 from nexus_ray.study.turns import Ended, Told, Turns
 from nexus_ray.train.watch import Evaluated
@@ -175,3 +178,62 @@ def test_a_trial_runs_without_a_mirror_of_its_own(study: Study, monkeypatch: pyt
     assert line.ended.reason == "enough" and ran[0].tracking.wandb.mode == "disabled"
     assert fingerprint(ran[0]) == fingerprint(own) and ran[0] == unmirrored(own)
     assert BASE.get("tracking") is None and ran[0].name == own.name
+
+
+class Answers:
+    """Takes the place of the letter box: what trials are answered."""
+
+    def __init__(self) -> None:
+        self.given: list[Any] = []
+        self.answer = self
+
+    def remote(self, number: int, value: Any) -> None:
+        self.given.append(value)
+
+
+@pytest.mark.parametrize("case", ["new", "scored", "worker died", "refused", "stopped", "stopped while it was made"])
+def test_what_a_trial_reads_is_made_before_it_is_answered(
+    study: Study, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[dict[str, Any]] = []
+    turns = Turns(study, events=[], write=log.append)
+    job = turns.next()
+    assert isinstance(job, Job)
+    own, calls = turns.config(job.trial), []
+
+    def prepare(config: RunConfig, **named: Any) -> Any:
+        calls.append("prepare")
+        if case == "refused":
+            raise DataError("no such file")
+        if case == "stopped while it was made":
+            turns.close()
+        return SimpleNamespace(made=Made(documents=2))
+
+    def score(config: RunConfig, data: Any, **named: Any) -> bool:
+        calls.append("score")
+        if case == "worker died":
+            raise RuntimeError("the actor died")
+        return True
+
+    monkeypatch.setattr(nexus_ray.tune.driver, "prepare", prepare)
+    monkeypatch.setattr(nexus_ray.tune.driver, "score_ahead", score)
+    monkeypatch.setattr(nexus_ray.tune.driver, "with_local_model", lambda config, progress: config)
+    if case == "scored":
+        nexus_ray.tune.run_folder(own).write_json({}, "base", "stage.json")
+    if case == "stopped":
+        turns.close()
+    box, said = Answers(), []
+    work = nexus_ray.tune.driver._Work(turns, study.folder, box, name="n", slots=1, say=said.append, report=None)
+    work.give(0, job.trial)
+
+    begins = case in ("new", "scored", "worker died")
+    assert box.given == [own if begins else None] and turns.running() == ([job.trial] if begins else [])
+    both, one = ["prepare", "score"], ["prepare"]
+    assert calls == {"new": both, "worker died": both, "stopped": []}.get(case, one)
+    events = {event["event"]: event for event in log}
+    assert ("failed" in events) == (case == "refused") and ("prepared" in events) == (
+        len(calls) > 0 and case != "refused"
+    )
+    if "prepared" in events:
+        assert (events["prepared"]["documents"], events["prepared"]["scored"]) == (2, int(case == "new"))
+    assert bool(said) == (case == "worker died")

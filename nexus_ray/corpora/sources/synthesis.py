@@ -6,10 +6,10 @@ while the rest is being written. Which prefix a run reads is decided at its firs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from nexus_ray.config.tree import RunConfig, SynthesisSource
+from nexus_ray.config.tree import DomainConfig, RunConfig, SynthesisSource
 from nexus_ray.corpora.manifest import MANIFEST_FILE
 from nexus_ray.corpora.parts import Manifest, PartFile, load_manifest, read_rows
 from nexus_ray.corpora.sources.base import Item, RawDocument
@@ -78,30 +78,26 @@ def read_manifest(folder: Storage, *, where: str) -> Manifest:
     return load_manifest(folder)
 
 
-def pins(config: RunConfig) -> dict[str, Pin]:
-    """By domain, what a config says of the prefix of its ledger that is read."""
-    sources = ((name, domain.source) for name, domain in config.domains.items())
-    return {
-        name: {"entries": source.entries, "fingerprint": source.fingerprint}
-        for name, source in sources
-        if isinstance(source, SynthesisSource) and source.entries is not None
-    }
+def own_pin(domain: DomainConfig | None) -> Pin | None:
+    """What a domain says itself of the prefix of its ledger that is read."""
+    if domain is None or not isinstance(domain.source, SynthesisSource) or domain.source.entries is None:
+        return None
+    return {"entries": domain.source.entries, "fingerprint": domain.source.fingerprint}
 
 
-def present_pins(config: RunConfig) -> dict[str, Pin]:
-    """By domain, all that its ledger holds now. Raises DataError if there is none."""
-    out: dict[str, Pin] = {}
-    for name, domain in config.domains.items():
-        if isinstance(domain.source, SynthesisSource) and domain.source.entries is None:
-            prefix = SynthesisCorpus(name, domain.source).prefix()
-            out[name] = {"entries": len(prefix.entries), "fingerprint": prefix.fingerprint}
-    return out
+def present_pin(domain: str, source: SynthesisSource) -> Pin:
+    """All that a ledger holds now. Raises DataError if there is none."""
+    prefix = SynthesisCorpus(domain, source).prefix()
+    return {"entries": len(prefix.entries), "fingerprint": prefix.fingerprint}
 
 
-def pinned(config: RunConfig, known: Mapping[str, Pin]) -> RunConfig:
-    """The config with the ledgers of those domains held to these prefixes, unless it holds them to one itself."""
+def pinned(config: RunConfig, find: Callable[[str, SynthesisSource], Pin | None]) -> RunConfig:
+    """The config with its ledgers held to the prefixes that `find` knows, by domain and source. One that the config
+    itself holds to a prefix, or that `find` does not know, is left as it is."""
     domains = {}
     for name, domain in config.domains.items():
-        if name in known and isinstance(domain.source, SynthesisSource) and domain.source.entries is None:
-            domains[name] = domain.model_copy(update={"source": domain.source.model_copy(update=dict(known[name]))})
+        if isinstance(domain.source, SynthesisSource) and domain.source.entries is None:
+            pin = find(name, domain.source)
+            if pin is not None:
+                domains[name] = domain.model_copy(update={"source": domain.source.model_copy(update=dict(pin))})
     return config.model_copy(update={"domains": {**config.domains, **domains}}) if domains else config

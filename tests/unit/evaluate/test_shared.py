@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nexus_ray.corpora.prepare import PreparedData, PreparedDomain
-from nexus_ray.errors import TrainingError
+from nexus_ray.errors import ConfigError, TrainingError
 from nexus_ray.evaluate.shared import FILES, RESULT, base_folder, fetch
 from nexus_ray.jobs import base_scores, score_ahead
 from nexus_ray.storage import Storage
@@ -95,8 +95,13 @@ def test_a_first_model_is_scored_once_and_one_whose_scoring_failed_again(
     monkeypatch.setattr("nexus_ray.jobs.fit", fit)
     monkeypatch.setattr("nexus_ray.jobs.check_prepared", lambda data, rule, progress: data)
     study, run = (Storage(str(tmp_path / name)) for name in ("s-study", "run"))
+    with monkeypatch.context() as short, pytest.raises(ConfigError, match="exceeds the 4 positions"):
+        short.setattr("nexus_ray.models.build.context_length", lambda model: 4)
+        score_ahead(config, data, run=study, say=said.append)
+    assert not fits, "no worker starts for what is refused"
     with pytest.raises(TrainingError):
         score_ahead(config, data, run=study, say=said.append)
+    assert not score_ahead(config, data, run=study, say=said.append, wanted=lambda: False)
     assert score_ahead(config, data, run=study, say=said.append)
     assert not score_ahead(config, data, run=study, say=said.append)
     found = base_scores(config, data, run=run, folder=run.child("base"), say=said.append)

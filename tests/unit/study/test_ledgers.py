@@ -13,9 +13,9 @@ from nexus_ray.errors import DataError
 from nexus_ray.report.study_folder import study_view
 from nexus_ray.storage import Storage
 from nexus_ray.study.load import Study, load_study
-from nexus_ray.study.log import StudyLog, held
+from nexus_ray.study.log import StudyLog, as_recorded, held
 from tests.ledger_job import run_job
-from tests.studies import BASE, a_study
+from tests.studies import BASE, a_study, write_study
 
 JOB = {"generator": {"kind": "openai", "model": "m"}, "recipe": "recipe.yaml"}
 OWN: dict[str, Any] = {
@@ -64,7 +64,7 @@ def test_the_folder_alone_knows_what_was_read(tmp_path: Path) -> None:
     place.delete()
     _, shown = study_view(study.folder)
     alone = load_study(study.folder.local_path / "study.yaml", hardware=Hardware(cpus=2))
-    assert source(shown) == source(held(alone, study.folder)) and source(shown).ledger == place.uri
+    assert source(shown) == source(as_recorded(alone, study.folder)) and source(shown).ledger == place.uri
 
 
 def test_what_a_study_file_says_of_the_prefix_stands(tmp_path: Path) -> None:
@@ -73,3 +73,35 @@ def test_what_a_study_file_says_of_the_prefix_stands(tmp_path: Path) -> None:
     own = {"source": {"kind": "synthesis", "ledger": place.uri, "entries": 1}}
     study = a_study(tmp_path, base={**OWN, "domains": {**OWN["domains"], "own": own}})
     assert source(held(study, study.folder)).entries == 1
+
+
+def test_a_ledger_named_from_where_one_stands_stays_so(tmp_path: Path) -> None:
+    own = {"source": {"kind": "synthesis", "ledger": "runs/other/synthesis/own"}}
+    study = a_study(tmp_path, base={**OWN, "domains": {**OWN["domains"], "own": own}})
+    assert study.base["domains"]["own"]["source"]["ledger"] == "runs/other/synthesis/own"
+
+
+def test_every_ledger_of_the_space_has_its_own_prefix_and_one_that_is_missing_fails_alone(tmp_path: Path) -> None:
+    places = {name: Storage(str(tmp_path / name)) for name in ("first", "second", "missing")}
+    run_job(places["first"], 0, lambda id: None, prompts=(2,))
+    run_job(places["second"], 1, lambda id: None)
+    choice = [place.uri for place in places.values()]
+    study = load_study(
+        write_study(tmp_path, base=OWN, space={"domains.own.source.ledger": {"choice": choice}}),
+        hardware=Hardware(cpus=2),
+    )
+    pinned = held(study, study.folder)
+    found = {each.ledger: each for each in (pinned.config_of(p, 0).domains["own"].source for p in study.space.grid())}
+    for name in ("first", "second"):
+        entries = load_manifest(places[name]).entries
+        assert found[places[name].uri].entries == len(entries)
+        assert found[places[name].uri].fingerprint == load_manifest(places[name]).prefix(len(entries)).fingerprint
+    assert found[places["missing"].uri].entries is None
+    with StudyLog(pinned):
+        assert set(as_recorded(study, study.folder).pins) == {places["first"].uri, places["second"].uri}
+    run_job(places["missing"], 2, lambda id: None, prompts=(2,))
+    later = held(study, study.folder)
+    with StudyLog(later) as log:
+        assert later.pins == {**pinned.pins, places["missing"].uri: later.pins[places["missing"].uri]}
+        assert not log.events
+    assert as_recorded(study, study.folder) == later

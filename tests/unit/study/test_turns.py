@@ -91,8 +91,9 @@ def test_nothing_to_begin_is_told_from_nothing_to_begin_now(tmp_path: Path) -> N
 def test_a_closed_study_begins_nothing_and_what_was_interrupted_goes_on_first(tmp_path: Path) -> None:
     made, log, *_ = turns(tmp_path, [])
     first, second = begun(made), begun(made)
-    assert made.begin(first.trial)
+    assert made.begin(first.trial) and made.wants(second.trial)
     made.close()
+    assert not made.wants(second.trial)
     assert made.begin(second.trial, scored=1) is None, "the study was stopped while its data was made"
     assert made.next() == "wait" and made.running() == [first.trial]
     made.answer(Ended(first.trial, "interrupted"))
