@@ -53,8 +53,9 @@ def _cosine(progress: float, high: float, low: float) -> float:
 
 
 def _decay(progress: float, begin: float, high: float, low: float) -> float:
-    """Constant at `high` until `begin`, then exponentially to `low` (linearly if either is 0)."""
+    """Constant at `high` until `begin`, then exponentially to `low` (linearly if either is 0, or next to it)."""
     if progress <= begin or begin >= 1.0:
         return high
     share = min(1.0, (progress - begin) / (1.0 - begin))
-    return high * (low / high) ** share if low > 0 and high > 0 else high + (low - high) * share
+    exponential = low > 0 and high > 0 and math.isfinite(low / high)
+    return high * (low / high) ** share if exponential else high + (low - high) * share

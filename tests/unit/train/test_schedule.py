@@ -139,3 +139,10 @@ def test_the_factor_is_always_between_0_and_1(
         constant_factor=constant,
     )
     assert 0.0 <= value <= 1.0 + 1e-12
+
+
+def test_a_constant_phase_next_to_nothing_rises_without_overflow() -> None:
+    """1 / 5e-324 is infinite."""
+    settings = {"total": 3, "warmup": 0, "kind": "infinite", "min_factor": 1.0, "decay_fraction": 1.0}
+    rates = [at(step, cooldown_fraction=0.0, constant_factor=5e-324, **settings) for step in range(3)]
+    assert rates == [5e-324, 0.5, 1.0]
