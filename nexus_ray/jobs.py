@@ -10,7 +10,7 @@ from typing import Any
 from nexus_ray.config import RunConfig, fingerprint, stage_config
 from nexus_ray.corpora.prepare import PreparedData, check_prepared
 from nexus_ray.corpora.tokenizer import check_init_tokenizer
-from nexus_ray.errors import ConfigError
+from nexus_ray.errors import ConfigError, DataError
 from nexus_ray.evaluate import shared
 from nexus_ray.evaluate.hooks import ScoringHooks
 from nexus_ray.storage import Storage
@@ -107,12 +107,14 @@ def base_scores(config: RunConfig, data: PreparedData, *, run: Storage, folder: 
     """The same, taken over from another run that starts alike if there is one, and else kept for the next."""
     place = shared.base_folder(config, data)
     with shared.lock(place):
-        found = shared.fetch(place, folder)
-        if found is not None:
+        if place.exists(shared.RESULT):
             say("the base model was scored before")
-            return found
-        _score_shared(config, data, place, run=run, say=say)
-        return shared.fetch(place, folder) or {}
+        else:
+            _score_shared(config, data, place, run=run, say=say)
+        found = shared.fetch(place, folder)
+    if found is None:
+        raise DataError(f"{place.uri}: the base model's scores are gone since they were written; start again")
+    return found
 
 
 def score_ahead(
