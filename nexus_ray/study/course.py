@@ -61,14 +61,18 @@ class Course:
         turn is not over (`left`): it may have been told to end and still be writing its checkpoint. A point that the
         run refuses fails here, and the study goes on with the next.
         """
-        self._settle()
-        trial = self._interrupted() or self._promoted() or self._unbegun() or self._proposed() or self._hasty()
+        trial = self._upcoming() or self._hasty()
         if trial is None:
             return None
         job = Job(trial.id, trial.point, trial.seed, trial.has_run)
         self._note({"event": "started", "trial": trial.id})
         self._active.add(trial.id)
         return job
+
+    def upcoming(self) -> str | None:
+        """The trial that `next` hands out first; what has to be decided for that is decided now."""
+        trial = self._upcoming()
+        return None if trial is None else trial.id
 
     def report(self, trial_id: str, report: Report) -> Answer:
         """Record an evaluation of a running trial and answer it. A step reported before is not recorded again, and its
@@ -139,6 +143,10 @@ class Course:
         return self._totals[known]
 
     # --- what runs next ----------------------------------------------------------------------------------------------
+
+    def _upcoming(self) -> TrialState | None:
+        self._settle()
+        return self._interrupted() or self._promoted() or self._unbegun() or self._proposed()
 
     def _interrupted(self) -> TrialState | None:
         trials, held = self._history.trials.values(), self._active | self._aside

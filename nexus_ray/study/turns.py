@@ -89,20 +89,32 @@ class Turns:
                 self._waited[job.trial] = now - self._free.pop(0)
             return job
 
+    def upcoming(self) -> str | None:
+        """The trial that is handed out first; None if none is to begin."""
+        with self._lock:
+            return None if self._closing else self._course.upcoming()
+
+    def most(self) -> int:
+        """How many trials can still be run at once, if all of them began."""
+        with self._lock:
+            ended = sum(trial.status in ENDED for trial in self._course.trials())
+            return self._course.total() * len(self._study.config.seeds) - ended
+
     def wants(self, trial: str) -> bool:
         """Whether a trial that was handed out is still to begin."""
         with self._lock:
             return trial in self._started and not self._closing
 
-    def begin(self, trial: str, *, documents: int = 0, tokens: int = 0, scored: int = 0) -> RunConfig | None:
-        """What a trial is to run, now that its process and all that it reads are there; None if it is not to begin.
-
-        Of what was missing, so many documents were read, tokens encoded and first models scored.
-        """
-        with self._lock:
-            if documents or tokens or scored:
-                work = {"documents": documents, "tokens": tokens, "scored": scored}
+    def prepared(self, trial: str, *, documents: int, tokens: int, scored: int) -> None:
+        """Take note of what was made for a trial: documents read, tokens encoded, first models scored."""
+        if documents or tokens or scored:
+            work = {"documents": documents, "tokens": tokens, "scored": scored}
+            with self._lock:
                 self._write({"event": "prepared", "trial": trial, **work})
+
+    def begin(self, trial: str) -> RunConfig | None:
+        """What a trial is to run, now that its process and all that it reads are there; None if it is not to begin."""
+        with self._lock:
             if self._closing:
                 self._end(Ended(trial, "interrupted"))
             if trial not in self._started:
@@ -237,10 +249,9 @@ def made(events: Iterable[Event]) -> dict[str, int]:
 def overheads(events: Iterable[Event]) -> dict[str, dict[str, float]]:
     """Median and most of what turns took besides training, in seconds, by kind; {} before the first turn has ended.
 
-    `to_begin_s`: until a trial's process and all that it reads were there; nearly nothing but for the first in each
-    place, whose process is used again, and for those that read what was not made before. `to_first_step_s`: from there
-    to the first step. `after_last_step_s`: from the last to the turn's end. `since_last_end_s`: how long its place was
-    free.
+    `to_begin_s`: until a trial's process and all that it reads were there; nearly nothing but for those that read what
+    was not made before. `to_first_step_s`: from there to the first step. `after_last_step_s`: from the last to the
+    turn's end. `since_last_end_s`: how long its place was free.
     """
     spans: dict[str, list[float]] = {}
     for event in events:

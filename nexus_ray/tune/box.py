@@ -13,15 +13,23 @@ from nexus_ray.study.turns import Ended, Message, Told, Wanted
 from nexus_ray.train.watch import Answer, Evaluated
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A process has loaded what trials need; it is answered when one can begin there."""
+
+
+Letter = Message | Loaded
+
+
 class Box:
     """An asynchronous Ray actor, known by its name; it ends with the driver."""
 
     def __init__(self) -> None:
-        self._letters: asyncio.Queue[tuple[int, Message]] = asyncio.Queue()
+        self._letters: asyncio.Queue[tuple[int, Letter]] = asyncio.Queue()
         self._open: dict[int, asyncio.Future[Any]] = {}
         self._count = 0
 
-    async def ask(self, message: Message) -> Any:
+    async def ask(self, message: Letter) -> Any:
         """Put in a message, and wait for its answer."""
         self._count += 1
         number = self._count
@@ -29,7 +37,7 @@ class Box:
         await self._letters.put((number, message))
         return await self._open[number]
 
-    async def take(self) -> tuple[int, Message]:
+    async def take(self) -> tuple[int, Letter]:
         """The next message, once there is one."""
         return await self._letters.get()
 
@@ -45,11 +53,16 @@ class Line:
 
     box: str
     """Name of the actor."""
-    trial: str
+    trial: str = ""
+    """Its id; empty in a process that is still to get one."""
 
     def __call__(self, evaluated: Evaluated) -> Answer:
         answer: Answer = self._ask(Told(self.trial, evaluated))
         return answer
+
+    def loaded(self) -> None:
+        """Wait until a trial can begin."""
+        self._ask(Loaded())
 
     def config(self) -> Any:
         """The config to run."""
@@ -58,7 +71,7 @@ class Line:
     def end(self, message: Ended) -> None:
         self._ask(message)
 
-    def _ask(self, message: Message) -> Any:
+    def _ask(self, message: Letter) -> Any:
         import ray
 
         return ray.get(ray.get_actor(self.box).ask.remote(message))

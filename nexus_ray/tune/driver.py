@@ -7,6 +7,11 @@ checkpoint, which a Train run inside does not give. So a trial that is paused at
 checkpoint, and a promoted one gets another turn, which goes on from there exactly. What Tune writes is thrown away; the
 study's log alone says how a study goes on.
 
+What every first trial would wait for is there before it is handed out: what it reads is made, its first model scored,
+and one process for each place started. Tune has a process only as a trial, so the first trials that it gets are of
+nothing but `nexus_ray.tune.trial.load`; then it uses their processes again, one after the other: of several that are
+free it keeps only one.
+
 A trial's process asks Tune for a hundredth of a CPU, since its work is done by its training workers: those are placed
 by Ray Train, and no more turns run at once than always find room for theirs (`nexus_ray.study.placement`).
 """
@@ -18,12 +23,12 @@ import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 from nexus_ray.config import RunConfig
-from nexus_ray.corpora.prepare import Made, PreparedData, prepare
+from nexus_ray.corpora.prepare import PreparedData, prepare
 from nexus_ray.errors import ConfigError, DataError, Interrupted, NexusError, TrainingError
 from nexus_ray.jobs import score_ahead
 from nexus_ray.models.local import with_local_model
@@ -32,8 +37,8 @@ from nexus_ray.storage import Storage
 from nexus_ray.study.placement import DRIVER_CPUS
 from nexus_ray.study.turns import Turns, Wanted
 from nexus_ray.train.stop import STOP_FILE
-from nexus_ray.tune.box import Box, Line
-from nexus_ray.tune.trial import run_turn
+from nexus_ray.tune.box import Box, Line, Loaded
+from nexus_ray.tune.trial import load, run_turn
 
 QUIET_TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",  # whose tables come even when nothing is to be said
@@ -77,12 +82,16 @@ def run_trials(
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    first = turns.upcoming()
+    if first is None:
+        return
     name = f"nexus-study-{secrets.token_hex(6)}"
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     box = ray.remote(num_cpus=0)(Box).options(name=name, scheduling_strategy=here).remote()
-    work = _Work(turns, folder, box, name=name, slots=slots, say=say, report=report)
+    work = _Work(turns, folder, box, name=name, slots=min(slots, turns.most()), say=say, report=report)
     with _asked_to_stop() as asked, _environment():
-        threads = [threading.Thread(target=work.guarded, args=(each,), daemon=True) for each in (work.serve, work.tune)]
+        parts = (work.serve, work.tune, partial(work.ahead, first))
+        threads = [threading.Thread(target=work.guarded, args=(each,), daemon=True) for each in parts]
         for thread in threads:
             thread.start()
         told = False
@@ -121,6 +130,7 @@ class _Work:
         self.turns, self.folder, self.box, self.name = turns, folder, box, name
         self.slots, self.say, self.report = slots, say, report
         self.done = threading.Event()
+        self.places = threading.Semaphore(0)
         self.error: BaseException | None = None
 
     def guarded(self, action: Callable[[], None]) -> None:
@@ -140,34 +150,53 @@ class _Work:
             ready, _ = ray.wait([waiting], timeout=1.0)
             if ready:
                 number, message = ray.get(waiting)
-                if isinstance(message, Wanted):  # takes its time, and the others are answered meanwhile
-                    give = partial(self.guarded, partial(self.give, number, message.trial))
-                    threading.Thread(target=give, daemon=True).start()
+                if isinstance(message, Wanted):
+                    self.beside(partial(self.give, number, message.trial))
+                elif isinstance(message, Loaded):
+                    self.beside(partial(self.place, number))
                 else:
                     self.box.answer.remote(number, self.turns.answer(message))
                 waiting = self.box.take.remote()
 
+    def beside(self, answer: Callable[[], None]) -> None:
+        """Answer what takes its time, while others are answered."""
+        threading.Thread(target=self.guarded, args=(answer,), daemon=True).start()
+
+    def ahead(self, first: str) -> None:
+        """Make what the first trial reads, and then let it be handed out; what is wrong with it, its own turn says."""
+        with suppress(ConfigError, DataError, TrainingError):
+            self.make(first, lambda: not self.done.is_set() and self.turns.upcoming() is not None)
+        self.places.release()
+
+    def place(self, number: int) -> None:
+        """Let a process that has loaded go, for a trial to begin there."""
+        self.places.acquire()
+        self.box.answer.remote(number, None)
+
     def give(self, number: int, trial: str) -> None:
-        """Answer a trial that asks what to run, once all that it reads is there. That is made here: inside of Tune's
-        placement group a data task would wait without end for a CPU."""
-
-        def wanted() -> bool:
-            return not self.done.is_set() and self.turns.wants(trial)
-
-        made, scored = Made(), False
+        """Answer a trial that asks what to run, once all that it reads is there."""
         try:
-            if wanted():
-                config = with_local_model(self.turns.config(trial), progress=self.say)
-                data = prepare(config, progress=self.say)
-                made = data.made
-                if wanted() and not _is_scored(config):
-                    scored = self.score(config, data, wanted)
+            self.make(trial, lambda: not self.done.is_set() and self.turns.wants(trial))
         except (ConfigError, DataError, TrainingError) as error:
             self.turns.fail(trial, str(error))
             self.box.answer.remote(number, None)
             return
-        begun = self.turns.begin(trial, documents=made.documents, tokens=made.tokens, scored=int(scored))
-        self.box.answer.remote(number, begun)
+        self.box.answer.remote(number, self.turns.begin(trial))
+
+    def make(self, trial: str, wanted: Callable[[], bool]) -> None:
+        """Make what a trial reads, as far as it is not there. It is made in this process: inside of Tune's placement
+        group a data task would wait without end for a CPU."""
+        if not wanted():
+            return
+        config = with_local_model(self.turns.config(trial), progress=self.say)
+        data = prepare(config, progress=self.say)
+        scored = False
+        try:
+            if wanted() and not _is_scored(config):
+                scored = self.score(config, data, wanted)
+        finally:
+            made = data.made
+            self.turns.prepared(trial, documents=made.documents, tokens=made.tokens, scored=int(scored))
 
     def score(self, config: RunConfig, data: PreparedData, wanted: Callable[[], bool]) -> bool:
         """Score a trial's first model for all that start alike, unless that was done; returns whether it was now.
@@ -205,7 +234,8 @@ class _Work:
         line, report, place = self.name, self.report, self.folder.child("control")
 
         def turn(settings: dict[str, Any]) -> dict[str, Any]:
-            return run_turn(Line(line, settings["trial"]), report=report)
+            own = Line(line, settings["trial"])
+            return run_turn(own, report=report) if own.trial else load(own)
 
         place.delete("tune")
         tuner = tune.Tuner(
@@ -230,7 +260,7 @@ class _Work:
 
 
 def _trial_name(trial: Any) -> str:
-    return f"{trial.config['trial']}-{trial.trial_id}"
+    return f"{trial.config['trial'] or 'place'}-{trial.trial_id}"
 
 
 def _searcher(work: _Work) -> Any:
@@ -241,9 +271,14 @@ def _searcher(work: _Work) -> Any:
         def __init__(self) -> None:
             super().__init__(metric=None, mode=None)
             self.trials: dict[str, str] = {}
+            self.loading = 0
 
         def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+            if self.loading < work.slots:
+                self.loading += 1
+                return {"trial": ""}
             job = work.turns.next()
+            work.places.release(work.slots if job == "over" else 1)
             if isinstance(job, str):
                 return Searcher.FINISHED if job == "over" else None
             self.trials[trial_id] = job.trial

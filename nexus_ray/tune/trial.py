@@ -25,7 +25,6 @@ def run_turn(line: Line, *, report: Callable[[Storage], Any] | None) -> dict[str
     An error of the run itself fails the trial at once; any other (workers that died more often than Train restarts
     them) does so when it comes again.
     """
-    _load()
     config = line.config()
     if config is None:
         return {"outcome": "not begun"}
@@ -40,12 +39,15 @@ def run_turn(line: Line, *, report: Callable[[Storage], Any] | None) -> dict[str
     return {"outcome": outcome}
 
 
-def _load() -> None:
-    """Import what a run needs: seconds that pass while its data is made."""
+def load(line: Line) -> dict[str, Any]:
+    """Import what runs need, in a process whose first trial is still to come, and wait until that can begin."""
     import ray.train.v2.api.data_parallel_trainer  # noqa: F401
 
     import nexus_ray.models.methods
     import nexus_ray.roadmap  # noqa: F401
+
+    line.loaded()
+    return {"outcome": "loaded"}
 
 
 def unmirrored(config: RunConfig) -> RunConfig:

@@ -79,8 +79,10 @@ def test_half_of_the_points_are_promoted_and_all_resume_from_their_checkpoints(w
     assert base_fits(whole) == base_fits(whole, "s-study") == 1, "the base is scored once, before the first trial"
     assert read(whole, "results.json")["made"] == corpus(whole), "read and encoded once for all trials"
     assert {tuple(run["made"].values()) for run in trial_records(whole)} == {(0, 0)}, "and by no trial"
+    kinds = [event["event"] for event in events(whole)]
+    assert kinds.index("prepared") < kinds.index("started") and kinds.count("prepared") == 1, "before it is handed out"
     timed = [event for event in events(whole) if event["event"] == "timed"]
-    assert len(timed) == [event["event"] for event in events(whole)].count("started") >= 5
+    assert len(timed) == kinds.count("started") >= 5
     assert all(event["to_first_step_s"] > 0 for event in timed)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -237,3 +239,40 @@ def test_what_a_trial_reads_is_made_before_it_is_answered(
     if "prepared" in events:
         assert (events["prepared"]["documents"], events["prepared"]["scored"]) == (2, int(case == "new"))
     assert bool(said) == (case == "worker died")
+
+
+@pytest.mark.parametrize("wrong", [None, DataError("no such file"), RuntimeError("a bug")])
+def test_what_the_first_trial_reads_is_made_before_it_is_handed_out(
+    study: Study, wrong: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[dict[str, Any]] = []
+    turns = Turns(study, events=[], write=log.append)
+    first = turns.upcoming()
+    assert first is not None and turns.running() == [] and turns.most() == 2
+    box, made = Answers(), threading.Event()
+
+    def prepare(config: RunConfig, **named: Any) -> Any:
+        assert made.wait(10) and config == turns.config(first)
+        if wrong is not None:
+            raise wrong
+        return SimpleNamespace(made=Made(documents=2))
+
+    monkeypatch.setattr(nexus_ray.tune.driver, "prepare", prepare)
+    monkeypatch.setattr(nexus_ray.tune.driver, "score_ahead", lambda config, data, **named: True)
+    monkeypatch.setattr(nexus_ray.tune.driver, "with_local_model", lambda config, progress: config)
+    work = nexus_ray.tune.driver._Work(turns, study.folder, box, name="n", slots=2, say=print, report=None)
+    threads = [threading.Thread(target=partial(work.place, number), daemon=True) for number in range(2)]
+    threads.append(threading.Thread(target=partial(work.guarded, partial(work.ahead, first)), daemon=True))
+    for thread in threads:
+        thread.start()
+    assert box.given == [] and turns.running() == []
+    made.set()
+    threads[2].join(10)
+    if isinstance(wrong, RuntimeError):
+        assert work.error is wrong and box.given == []
+        return
+    wait_for(lambda: box.given == [None], lambda: None)
+    assert ("prepared" in {event["event"] for event in log}) == (wrong is None)
+    tune = nexus_ray.tune.driver._searcher(work)
+    assert [tune.suggest(str(number))["trial"] for number in range(3)] == ["", "", first], "a process for each place"
+    wait_for(lambda: box.given == [None, None], lambda: None)

@@ -51,7 +51,9 @@ def test_a_turn_is_answered_and_timed(tmp_path: Path) -> None:
     made, log, clock, said = turns(tmp_path, [], stopping=ASHA)
     first = begun(made)
     clock.now += 30.0
-    config = made.begin(first.trial, documents=8, tokens=98, scored=1)
+    made.prepared(first.trial, documents=8, tokens=98, scored=1)
+    made.prepared(first.trial, documents=0, tokens=0, scored=0)
+    config = made.begin(first.trial)
     assert config is not None and config.name == f"s-{first.trial}" and config.continual.replay_ratio == 0.0
     assert made.answer(Told(first.trial, evaluated(0.25))) == "pause"
     clock.now = 150.0
@@ -94,7 +96,7 @@ def test_a_closed_study_begins_nothing_and_what_was_interrupted_goes_on_first(tm
     assert made.begin(first.trial) and made.wants(second.trial)
     made.close()
     assert not made.wants(second.trial)
-    assert made.begin(second.trial, scored=1) is None, "the study was stopped while its data was made"
+    assert made.begin(second.trial) is None, "the study was stopped while its data was made"
     assert made.next() == "wait" and made.running() == [first.trial]
     made.answer(Ended(first.trial, "interrupted"))
     assert made.next() == "over"
