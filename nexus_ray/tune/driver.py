@@ -80,6 +80,8 @@ def run_trials(
         TrialLost: a trial's process died on a head of this machine.
     """
     import ray
+    import ray.train.v2.api.data_parallel_trainer
+    import ray.tune  # here, since two threads that import parts of a package with cycles trip over each other
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     first = turns.upcoming()
