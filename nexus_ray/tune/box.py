@@ -17,6 +17,9 @@ from nexus_ray.train.watch import Answer, Evaluated
 class Loaded:
     """A process has loaded what trials need; it is answered when one can begin there."""
 
+    place: int
+    """Which of the study's places it is started for, from 0 on; started anew, it asks again."""
+
 
 Letter = Message | Loaded
 
@@ -60,9 +63,9 @@ class Line:
         answer: Answer = self._ask(Told(self.trial, evaluated))
         return answer
 
-    def loaded(self) -> None:
-        """Wait until a trial can begin."""
-        self._ask(Loaded())
+    def loaded(self, place: int) -> None:
+        """Wait until a trial can begin in a place."""
+        self._ask(Loaded(place))
 
     def config(self) -> Any:
         """The config to run."""

@@ -9,8 +9,8 @@ study's log alone says how a study goes on.
 
 What every first trial would wait for is there before it is handed out: what it reads is made, its first model scored,
 and one process for each place started. Tune has a process only as a trial, so the first trials that it gets are of
-nothing but `nexus_ray.tune.trial.load`; then it uses their processes again, one after the other: of several that are
-free it keeps only one.
+nothing but `nexus_ray.tune.trial.load`; then it uses their processes again. They are let go one after the other: of
+several that are free Tune keeps only one.
 
 A trial's process asks Tune for a hundredth of a CPU, since its work is done by its training workers: those are placed
 by Ray Train, and no more turns run at once than always find room for theirs (`nexus_ray.study.placement`).
@@ -90,7 +90,7 @@ def run_trials(
     name = f"nexus-study-{secrets.token_hex(6)}"
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     box = ray.remote(num_cpus=0)(Box).options(name=name, scheduling_strategy=here).remote()
-    work = _Work(turns, folder, box, name=name, slots=min(slots, turns.most()), say=say, report=report)
+    work = _Work(turns, folder, box, name=name, slots=max(1, min(slots, turns.most())), say=say, report=report)
     with _asked_to_stop() as asked, _environment():
         parts = (work.serve, work.tune, partial(work.ahead, first))
         threads = [threading.Thread(target=work.guarded, args=(each,), daemon=True) for each in parts]
@@ -132,7 +132,10 @@ class _Work:
         self.turns, self.folder, self.box, self.name = turns, folder, box, name
         self.slots, self.say, self.report = slots, say, report
         self.done = threading.Event()
-        self.places = threading.Semaphore(0)
+        self.lock = threading.Lock()
+        self.waiting: dict[int, int] = {}  # the letter of each place whose process waits
+        self.let: set[int] = set()  # places that were let go
+        self.more = 0  # places that may be let go
         self.error: BaseException | None = None
 
     def guarded(self, action: Callable[[], None]) -> None:
@@ -153,27 +156,38 @@ class _Work:
             if ready:
                 number, message = ray.get(waiting)
                 if isinstance(message, Wanted):
-                    self.beside(partial(self.give, number, message.trial))
+                    give = partial(self.guarded, partial(self.give, number, message.trial))  # takes its time
+                    threading.Thread(target=give, daemon=True).start()
                 elif isinstance(message, Loaded):
-                    self.beside(partial(self.place, number))
+                    self.loaded(number, message.place)
                 else:
                     self.box.answer.remote(number, self.turns.answer(message))
                 waiting = self.box.take.remote()
-
-    def beside(self, answer: Callable[[], None]) -> None:
-        """Answer what takes its time, while others are answered."""
-        threading.Thread(target=self.guarded, args=(answer,), daemon=True).start()
 
     def ahead(self, first: str) -> None:
         """Make what the first trial reads, and then let it be handed out; what is wrong with it, its own turn says."""
         with suppress(ConfigError, DataError, TrainingError):
             self.make(first, lambda: not self.done.is_set() and self.turns.upcoming() is not None)
-        self.places.release()
+        self.let_go(1)
 
-    def place(self, number: int) -> None:
-        """Let a process that has loaded go, for a trial to begin there."""
-        self.places.acquire()
-        self.box.answer.remote(number, None)
+    def loaded(self, number: int, place: int) -> None:
+        """Answer the process of a place, once it may be let go."""
+        with self.lock:
+            self.waiting[place] = number
+        self.let_go(0)
+
+    def let_go(self, more: int) -> None:
+        """Let so many more places go, once their processes have loaded, for a trial to begin in each."""
+        with self.lock:
+            self.more += more
+            for place, number in list(self.waiting.items()):
+                if place not in self.let:
+                    if self.more < 1:
+                        continue
+                    self.more -= 1
+                    self.let.add(place)
+                self.box.answer.remote(number, None)
+                del self.waiting[place]
 
     def give(self, number: int, trial: str) -> None:
         """Answer a trial that asks what to run, once all that it reads is there."""
@@ -237,7 +251,7 @@ class _Work:
 
         def turn(settings: dict[str, Any]) -> dict[str, Any]:
             own = Line(line, settings["trial"])
-            return run_turn(own, report=report) if own.trial else load(own)
+            return run_turn(own, report=report) if own.trial else load(own, settings["place"])
 
         place.delete("tune")
         tuner = tune.Tuner(
@@ -278,9 +292,9 @@ def _searcher(work: _Work) -> Any:
         def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
             if self.loading < work.slots:
                 self.loading += 1
-                return {"trial": ""}
+                return {"trial": "", "place": self.loading - 1}
             job = work.turns.next()
-            work.places.release(work.slots if job == "over" else 1)
+            work.let_go(work.slots if job == "over" else 1)
             if isinstance(job, str):
                 return Searcher.FINISHED if job == "over" else None
             self.trials[trial_id] = job.trial

@@ -261,18 +261,26 @@ def test_what_the_first_trial_reads_is_made_before_it_is_handed_out(
     monkeypatch.setattr(nexus_ray.tune.driver, "score_ahead", lambda config, data, **named: True)
     monkeypatch.setattr(nexus_ray.tune.driver, "with_local_model", lambda config, progress: config)
     work = nexus_ray.tune.driver._Work(turns, study.folder, box, name="n", slots=2, say=print, report=None)
-    threads = [threading.Thread(target=partial(work.place, number), daemon=True) for number in range(2)]
-    threads.append(threading.Thread(target=partial(work.guarded, partial(work.ahead, first)), daemon=True))
-    for thread in threads:
-        thread.start()
+    tune = nexus_ray.tune.driver._searcher(work)
+    assert [tune.suggest(str(place)) for place in range(2)] == [{"trial": "", "place": place} for place in range(2)]
+    thread = threading.Thread(target=partial(work.guarded, partial(work.ahead, first)), daemon=True)
+    thread.start()
+    work.loaded(0, place=0)
+    work.loaded(1, place=0)
     assert box.given == [] and turns.running() == []
     made.set()
-    threads[2].join(10)
+    thread.join(10)
     if isinstance(wrong, RuntimeError):
         assert work.error is wrong and box.given == []
         return
-    wait_for(lambda: box.given == [None], lambda: None)
-    assert ("prepared" in {event["event"] for event in log}) == (wrong is None)
-    tune = nexus_ray.tune.driver._searcher(work)
-    assert [tune.suggest(str(number))["trial"] for number in range(3)] == ["", "", first], "a process for each place"
-    wait_for(lambda: box.given == [None, None], lambda: None)
+    assert box.given == [None] and ("prepared" in {event["event"] for event in log}) == (wrong is None)
+    work.loaded(2, place=0)
+    assert box.given == [None, None], "its process died, and was started anew"
+    work.loaded(3, place=1)
+    assert len(box.given) == 2, "one after the other"
+    tune.on_trial_complete("0")
+    assert tune.suggest("2") == {"trial": first} and turns.running() == [first]
+    assert box.given == [None] * 3
+    turns.close()
+    turns.answer(Ended(first, "interrupted"))
+    assert tune.suggest("3") == "FINISHED"
