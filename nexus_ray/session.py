@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from nexus_ray.config import Hardware, RunConfig, detect_hardware, resolve, stage_config
 from nexus_ray.config.synthesis import SynthesisConfig
@@ -197,15 +198,33 @@ def _start_local(demands: list[Demand], hardware: Hardware) -> None:
     os.environ.setdefault("RAY_metrics_report_interval_ms", "60000")
     os.environ[LOCAL_HEAD] = "1"
     cpus = max(demand.cpus for demand in demands) + DATA_CPUS
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=_object_store_bytes(),
-    )
+    with _own_process_groups():
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=_object_store_bytes(),
+        )
     _end_idlers()
+
+
+@contextmanager
+def _own_process_groups() -> Iterator[None]:
+    """Ray's processes get process groups of their own: a SIGTERM to all of the driver's group, as `timeout` and
+    schedulers send it, must not end Ray before the driver has had a checkpoint written."""
+    from ray._private import services
+
+    popen = getattr(services, "ConsolePopen", None)  # private to Ray; should it change, they stay in the driver's
+    if popen is None or os.name != "posix":
+        yield
+        return
+    services.ConsolePopen = partial(popen, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 def _end_idlers() -> None:

@@ -132,9 +132,9 @@ class Driver:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"no end within {PATIENCE_S:.0f} s:\n{self.log()}") from None
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the driver alone."""
-        os.kill(self.process.pid, number)
+    def signal(self, number: signal.Signals, *, group: bool = False) -> None:
+        """Send a signal to the driver alone, or to all of its process group as `timeout` does."""
+        (os.killpg if group else os.kill)(self.process.pid, number)
 
     def end(self) -> None:
         """Kill what is left of this driver and its descendants."""
