@@ -34,6 +34,7 @@ from nexus_ray.jobs import score_ahead
 from nexus_ray.models.local import with_local_model
 from nexus_ray.session import LOCAL_HEAD
 from nexus_ray.storage import Storage
+from nexus_ray.study.course import Job
 from nexus_ray.study.placement import DRIVER_CPUS
 from nexus_ray.study.turns import Turns, Wanted
 from nexus_ray.train.stop import STOP_FILE
@@ -294,9 +295,11 @@ def _searcher(work: _Work) -> Any:
                 self.loading += 1
                 return {"trial": "", "place": self.loading - 1}
             job = work.turns.next()
-            work.let_go(work.slots if job == "over" else 1)
-            if isinstance(job, str):
-                return Searcher.FINISHED if job == "over" else None
+            if job == "wait":
+                return None
+            work.let_go(1 if isinstance(job, Job) else work.slots)
+            if not isinstance(job, Job):
+                return Searcher.FINISHED
             self.trials[trial_id] = job.trial
             return {"trial": job.trial}
 

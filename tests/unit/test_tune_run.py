@@ -282,5 +282,7 @@ def test_what_the_first_trial_reads_is_made_before_it_is_handed_out(
     assert tune.suggest("2") == {"trial": first} and turns.running() == [first]
     assert box.given == [None] * 3
     turns.close()
+    work.loaded(4, place=2)
+    assert tune.suggest("3") is None and len(box.given) == 3, "a place waits as long as there is no trial for it"
     turns.answer(Ended(first, "interrupted"))
-    assert tune.suggest("3") == "FINISHED"
+    assert tune.suggest("4") == "FINISHED" and len(box.given) == 4
