@@ -213,7 +213,7 @@ def _start_local(demands: list[Demand], hardware: Hardware) -> None:
 @contextmanager
 def _own_process_groups() -> Iterator[None]:
     """Ray's processes get process groups of their own: a SIGTERM to all of the driver's group, as `timeout` and
-    schedulers send it, must not end Ray before the driver has had a checkpoint written."""
+    shells send it, must not end Ray before the driver has had a checkpoint written."""
     from ray._private import services
 
     popen = getattr(services, "ConsolePopen", None)  # private to Ray; should it change, they stay in the driver's

@@ -171,8 +171,12 @@ def _size_faults(study: Study) -> Iterator[Fault]:
         yield Fault("search.trials", f"={search.trials}, but the space has {size} points; set {size}, or kind: grid")
 
 
-def points_to_check(study: Study) -> Iterator[Point]:
-    """The points whose configs are built, most telling first."""
+def points_to_check(study: Study) -> list[Point]:
+    """The points whose configs are built, each once, most telling first."""
+    return list({point.id: point for point in islice(_telling(study), MOST_CHECKED)}.values())
+
+
+def _telling(study: Study) -> Iterator[Point]:
     space, search = study.space, study.config.search
     for name in space.knobs:
         yield from filter(None, (space.witness(name, value) for value in space.ends(name)))
@@ -184,11 +188,7 @@ def points_to_check(study: Study) -> Iterator[Point]:
 def _point_faults(study: Study) -> Iterator[Fault]:
     """What the run refuses at points of the space; each line once, with the first point that shows it."""
     found: dict[str, list[Point]] = {}
-    seen: set[str] = set()
-    for point in islice(points_to_check(study), MOST_CHECKED):
-        if point.id in seen:
-            continue
-        seen.add(point.id)
+    for point in points_to_check(study):
         try:
             config = study.config_of(point, study.config.seeds[0])
             lines = [*_stage_problems(config), *_rung_problems(study, config)]

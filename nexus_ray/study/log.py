@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import islice
 from types import TracebackType
 from typing import Any
 
@@ -31,7 +30,7 @@ from nexus_ray.errors import ConfigError, DataError
 from nexus_ray.storage import Storage
 from nexus_ray.study.extend import contradictions
 from nexus_ray.study.history import Event, History
-from nexus_ray.study.load import MOST_CHECKED, Study, points_to_check
+from nexus_ray.study.load import Study, points_to_check
 from nexus_ray.study.records import Trial, canonical
 from nexus_ray.synthesis.append_log import LogWriter, read_log
 
@@ -148,8 +147,7 @@ def _reads_ledgers(study: Study) -> bool:
 
 
 def _configs(study: Study) -> Iterator[RunConfig]:
-    points = {point.id: point for point in islice(points_to_check(study), MOST_CHECKED)}
-    return (study.config_of(point, study.config.seeds[0]) for point in points.values())
+    return (study.config_of(point, study.config.seeds[0]) for point in points_to_check(study))
 
 
 def study_fingerprint(study: Study) -> str:

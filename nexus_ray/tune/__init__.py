@@ -11,7 +11,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from nexus_ray.errors import ConfigError, Interrupted
 from nexus_ray.session import Demand, check_job_storage, ray_session, stage_demands
 from nexus_ray.storage import Storage
 from nexus_ray.study.history import ENDED
-from nexus_ray.study.load import MOST_CHECKED, Study, load_study, points_to_check
+from nexus_ray.study.load import Study, load_study, points_to_check
 from nexus_ray.study.log import StudyLog, held
 from nexus_ray.study.placement import Need, concurrent_trials, need_of
 from nexus_ray.study.records import Status, Trial
@@ -164,8 +163,7 @@ def run_folder(config: RunConfig) -> Storage:
 
 def study_need(study: Study) -> Need:
     """What the hungriest of a study's trials takes."""
-    points = islice(points_to_check(study), MOST_CHECKED)
-    configs = [study.config_of(point, study.config.seeds[0]) for point in {p.id: p for p in points}.values()]
+    configs = [study.config_of(point, study.config.seeds[0]) for point in points_to_check(study)]
     return need_of(demand for config in configs for demand in stage_demands(config))
 
 
