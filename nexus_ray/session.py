@@ -35,6 +35,7 @@ OBJECT_STORE_BYTES = 1 << 30
 QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",  # how soon a dead or finished worker is seen
     "RAY_TRAIN_METRICS_ENABLED": "0",  # we keep our own
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # it would log to the user (`nexus_ray.train.trainer`)
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers keep the user's folder, so relative paths mean the same
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will default to; unset, it warns
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -7,7 +7,6 @@ is never told about checkpoints and its own snapshot cannot brick a run.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -22,7 +21,6 @@ from nexus_ray.errors import (
     NexusError,
     TrainingError,
 )
-from nexus_ray.session import LOCAL_HEAD
 from nexus_ray.train.loop import StageJob
 from nexus_ray.train.stop import STOP_FILE
 from nexus_ray.train.worker import pack, train_worker
@@ -38,18 +36,19 @@ def fit(job: StageJob, *, on_signal: Callable[[], None] = lambda: None) -> dict[
     import time
 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig
 
-    from nexus_ray.train.process_group import ProcessGroup
+    from nexus_ray.train.trainer import Trainer
 
     job = replace(job, called=time.time())
     cluster = job.config.cluster
     resources: dict[str, float] = {"CPU": float(cluster.cpus_per_worker or 1)}
     if cluster.use_gpu:
         resources["GPU"] = cluster.gpus_per_worker
-    trainer = _trainer_class()(
+    trainer = Trainer(
         train_worker,
         train_loop_config=pack(job),
-        backend_config=ProcessGroup("nccl" if cluster.use_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo", timeout_s=1800),
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
         ),
@@ -69,22 +68,6 @@ def fit(job: StageJob, *, on_signal: Callable[[], None] = lambda: None) -> dict[
             f"the same command goes on there"
         )
     return result
-
-
-def _trainer_class() -> Any:
-    """Ray's trainer without processes that a stage does not need, each of which takes a second or more of a core to
-    start: the manager of datasets, since workers make their own (`nexus_ray.stream.loader`); and on a local head the
-    one that frees the resources of a dead controller, which the end of the head frees anyway."""
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-    unneeded = {"DatasetsCallback", *(["PlacementGroupCleanerCallback"] if LOCAL_HEAD in os.environ else [])}
-
-    class Trainer(DataParallelTrainer):
-        def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()
-            return [callback for callback in callbacks if type(callback).__name__ not in unneeded]
-
-    return Trainer
 
 
 def _fit_in_thread(trainer: Any) -> Any:

@@ -1,7 +1,7 @@
 """The function that Ray Train calls in every training worker.
 
-It and its argument pass through Ray Train's controller, which would import whatever they name before it starts the
-workers: so the job travels as bytes, and PyTorch, transformers and the loop are imported here, in the worker.
+Ray Train keeps a copy of its argument wherever it keeps track of the run, and would import there whatever that names:
+so the job travels as bytes, and PyTorch, transformers and the loop are imported here.
 """
 
 from __future__ import annotations
@@ -36,11 +36,9 @@ def train_worker(settings: dict[str, bytes]) -> dict[str, Any]:
     context = WorkerContext(
         rank=here.get_world_rank(), world=here.get_world_size(), device=ray.train.torch.get_device()
     )
-    if context.device.type == "cuda":
+    share = job.config.cluster.gpus_per_worker
+    if context.device.type == "cuda" and share < 1:
         import torch
 
-        torch.cuda.set_device(context.device)  # of this thread
-        share = job.config.cluster.gpus_per_worker
-        if share < 1:
-            torch.cuda.set_per_process_memory_fraction(share, context.device)
+        torch.cuda.set_per_process_memory_fraction(share, context.device)
     return run_worker(job, context=context, blocks=blocks_of_rank, entered=entered)

@@ -41,10 +41,9 @@ def run_turn(line: Line, *, report: Callable[[Storage], Any] | None) -> dict[str
 
 def load(line: Line, place: int) -> dict[str, Any]:
     """Import what runs need, in a process whose first trial is still to come, and wait until that can begin."""
-    import ray.train.v2.api.data_parallel_trainer  # noqa: F401
-
     import nexus_ray.models.methods
-    import nexus_ray.roadmap  # noqa: F401
+    import nexus_ray.roadmap
+    import nexus_ray.train.trainer  # noqa: F401
 
     line.loaded(place)
     return {"outcome": "loaded"}
