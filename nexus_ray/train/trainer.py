@@ -1,8 +1,7 @@
-"""Ray Train's trainer without the processes that a stage does not need: each takes two to three seconds of a core to
-start, as long as PyTorch does.
+"""Ray Train's trainer without the processes that a stage does not need, each of which takes two to three seconds of a
+core to start.
 
-- The controller runs in the process that calls `fit`. Ray gives it one of its own, for drivers that come and go; ours
-  stays until its stage has ended, and a controller dies with its driver anyway.
+- The controller runs in the process that calls `fit`. Ray starts one for it, which dies with that process all the same.
 - The barrier that `ray.train.report` wants: workers agree through PyTorch, and report nothing to Ray.
 - The manager of datasets: workers make their own (`nexus_ray.stream.loader`).
 - What frees the resources of a dead controller: it watches an actor, so it is left to controllers in one (a trial's),
@@ -44,10 +43,10 @@ class Trainer(TorchTrainer):
         return [each for each in super()._create_default_callbacks() if type(each).__name__ not in unneeded]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Result:
-        _log_to_session()
-        controller = _Controller(**settings)
-        asyncio.run(controller.run())
-        return controller.get_result()
+        with _logged():
+            controller = _Controller(**settings)
+            asyncio.run(controller.run())
+            return controller.get_result()
 
 
 class _State(state.WorkerGroupState):
@@ -113,12 +112,18 @@ def _in_place_of(name: str, own: Any) -> Iterator[None]:
             setattr(worker_group, name, before)
 
 
-def _log_to_session() -> None:
+@contextmanager
+def _logged() -> Iterator[None]:
     """What Ray Train has to say goes into a file of the Ray session, as its controller's would, and not to the user."""
-    log = logging.getLogger("ray.train")
-    if not any(isinstance(handler, SessionFileHandler) for handler in log.handlers):
-        handler = SessionFileHandler(f"nexus-ray-controller-{os.getpid()}.log")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        log.propagate = False
+    log, handler = logging.getLogger("ray.train"), SessionFileHandler(f"nexus-ray-controller-{os.getpid()}.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    level, propagate = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate

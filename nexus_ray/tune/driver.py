@@ -80,16 +80,19 @@ def run_trials(
         Interrupted: after Ctrl-C or SIGTERM, once every running trial has written a checkpoint.
         TrialLost: a trial's process died on a head of this machine.
     """
-    import ray
-    import ray.train.v2.api.data_parallel_trainer
-    import ray.tune  # here, since two threads that import parts of a package with cycles trip over each other
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     first = turns.upcoming()
     if first is None:
         return
+    import ray
+    import ray.tune  # here, since two threads that import parts of a package with cycles trip over each other
+    from ray.data._internal.stats import get_or_create_stats_actor
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    import nexus_ray.train.trainer  # noqa: F401
+
     name = f"nexus-study-{secrets.token_hex(6)}"
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    get_or_create_stats_actor()  # Ray Data's, for the cluster; one that a turn has started ends with that turn
     box = ray.remote(num_cpus=0)(Box).options(name=name, scheduling_strategy=here).remote()
     work = _Work(turns, folder, box, name=name, slots=max(1, min(slots, turns.most())), say=say, report=report)
     with _asked_to_stop() as asked, _environment():

@@ -23,6 +23,8 @@ from tests.faults.runs import (
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(900)]
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Helpers of a Ray node that notice its end only after a while; they hold nothing of the run."""
+NEEDLESS = tuple(f"ray::{name}" for name in ("TrainController", "SynchronizationActor", "Dataset", "PlacementGroupCl"))
+"""What Ray Train would start for a stage besides its workers."""
 
 
 def test_a_killed_driver_is_gone_on_from(runs: Runs, begun: str) -> None:
@@ -33,6 +35,7 @@ def test_a_killed_driver_is_gone_on_from(runs: Runs, begun: str) -> None:
     driver.wait_for_step(random.randint(6, STEPS - 20))
     family = {process: process.cmdline()[0] for process in driver.family()}
     assert any(title.startswith("ray::RayTrainWorker") for title in family.values())
+    assert not [title for title in family.values() if title.startswith(NEEDLESS)], "each delays the first step"
     driver.signal(signal.SIGKILL)
     assert driver.wait() == -signal.SIGKILL and unfinished(place), "the kill came too late to be a fault"
 
