@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import RLock
+from threading import Lock
 from typing import Any
 
 import ray
@@ -30,7 +30,7 @@ from ray.train.v2.api.result import Result
 
 from nexus_ray.session import LOCAL_HEAD
 
-_starting = RLock()
+_starting = Lock()
 
 
 class Trainer(TorchTrainer):
@@ -76,8 +76,14 @@ class _NoBarrier:
 
 class _Workers(worker_group.WorkerGroup):
     def _start(self) -> None:
-        with _in_place_of("SynchronizationActor", _NoBarrier()), _in_place_of("WorkerGroupStateBuilder", _Builder):
-            super()._start()
+        builder = _Builder()
+        try:
+            with _without_barrier():
+                self._start_impl(builder)
+        except Exception:
+            if not self.has_started():
+                builder.shutdown()
+            raise
 
     def _init_train_context_on_workers(self, workers: list[Any], barrier: Any, of_callbacks: dict[str, Any]) -> None:
         common = {
@@ -101,15 +107,15 @@ class _Controller(TrainController):
 
 
 @contextmanager
-def _in_place_of(name: str, own: Any) -> Iterator[None]:
-    """What Ray's module of worker groups finds under a name, as long as one is started."""
+def _without_barrier() -> Iterator[None]:
+    """Worker groups that start inside start no process for Ray's barrier."""
     with _starting:
-        before = getattr(worker_group, name)
-        setattr(worker_group, name, own)
+        before = worker_group.SynchronizationActor
+        worker_group.SynchronizationActor = _NoBarrier()
         try:
             yield
         finally:
-            setattr(worker_group, name, before)
+            worker_group.SynchronizationActor = before
 
 
 @contextmanager
