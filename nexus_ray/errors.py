@@ -30,6 +30,10 @@ class TrainingError(NexusError, RuntimeError):
     """Training cannot go on (a non-finite loss, say); the message names the last good checkpoint."""
 
 
+class WorkersLost(NexusError, RuntimeError):
+    """Processes of training workers died more often than `training.max_restarts` has them started again."""
+
+
 class ForgettingError(NexusError, RuntimeError):
     """The forgetting gate closed: `continual.max_forgetting` was exceeded."""
 

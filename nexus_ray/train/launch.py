@@ -20,6 +20,7 @@ from nexus_ray.errors import (
     Interrupted,
     NexusError,
     TrainingError,
+    WorkersLost,
 )
 from nexus_ray.train.loop import StageJob
 from nexus_ray.train.stop import STOP_FILE
@@ -31,11 +32,12 @@ KINDS = {kind.__name__: kind for kind in (CheckpointError, ConfigError, DataErro
 def fit(job: StageJob, *, on_signal: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Run a stage on the connected Ray cluster; returns what rank 0 returned.
 
-    Raises Interrupted if the user asked to stop (a checkpoint was written), or the worker's NexusError.
+    Raises Interrupted if the user asked to stop (a checkpoint was written), WorkersLost if workers died too often, or
+    the worker's NexusError.
     """
     import time
 
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchConfig
 
     from nexus_ray.train.trainer import Trainer
@@ -59,7 +61,13 @@ def fit(job: StageJob, *, on_signal: Callable[[], None] = lambda: None) -> dict[
         ),
     )
     with _stop_on_signals(job, on_signal):
-        result = _fit_in_thread(trainer).return_value
+        try:
+            result = _fit_in_thread(trainer).return_value
+        except WorkerGroupError as error:
+            lost = _lost(error, job)
+            if lost is None:
+                raise
+            raise lost from error
     if result.get("error"):
         raise KINDS.get(result["error"]["kind"], NexusError)(result["error"]["message"])
     if result.get("interrupted"):
@@ -68,6 +76,23 @@ def fit(job: StageJob, *, on_signal: Callable[[], None] = lambda: None) -> dict[
             f"the same command goes on there"
         )
     return result
+
+
+def _lost(error: Any, job: StageJob) -> WorkersLost | None:
+    """What to tell the user if workers died; None if they raised something. What the others raised came of it."""
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    causes = {rank: getattr(each, "health_check_failure", each) for rank, each in error.worker_failures.items()}
+    dead = {rank: cause for rank, cause in causes.items() if isinstance(cause, (OutOfMemoryError, RayActorError))}
+    if not dead:
+        return None
+    ranks, reason = ", ".join(map(str, sorted(dead))), str(dead[min(dead)]).partition(" Some common causes")[0]
+    return WorkersLost(
+        f"stage {job.stage!r}: the process of training worker {ranks} of {job.config.cluster.num_workers} died, and "
+        f"training.max_restarts={job.config.training.max_restarts} is used up; the same command goes on from the last "
+        f"checkpoint. For want of memory perhaps (less of it: training.micro_batch_size), or with its node. Ray says: "
+        f"{reason.strip().splitlines()[-1].strip()}"
+    )
 
 
 def _fit_in_thread(trainer: Any) -> Any:

@@ -29,7 +29,7 @@ from typing import Any
 
 from nexus_ray.config import RunConfig
 from nexus_ray.corpora.prepare import PreparedData, prepare
-from nexus_ray.errors import ConfigError, DataError, Interrupted, NexusError, TrainingError
+from nexus_ray.errors import ConfigError, DataError, Interrupted, TrainingError
 from nexus_ray.jobs import score_ahead
 from nexus_ray.models.local import with_local_model
 from nexus_ray.session import LOCAL_HEAD
@@ -39,7 +39,7 @@ from nexus_ray.study.placement import DRIVER_CPUS
 from nexus_ray.study.turns import Turns, Wanted
 from nexus_ray.train.stop import STOP_FILE
 from nexus_ray.tune.box import Box, Line, Loaded
-from nexus_ray.tune.trial import load, run_turn
+from nexus_ray.tune.trial import how_it_failed, load, run_turn
 
 QUIET_TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",  # whose tables come even when nothing is to be said
@@ -225,9 +225,9 @@ class _Work:
         """
         try:
             return score_ahead(config, data, run=self.folder, say=self.say, wanted=wanted)
-        except NexusError:
-            raise
         except Exception as error:
+            if how_it_failed(error) == "failed":
+                raise
             self.say(f"the base model could not be scored ahead of its trial ({type(error).__name__}: {error})")
             return False
 

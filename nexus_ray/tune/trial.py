@@ -6,10 +6,10 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from nexus_ray.config import RunConfig
-from nexus_ray.errors import Interrupted, NexusError, Paused, Stopped
+from nexus_ray.errors import Interrupted, NexusError, Paused, Stopped, WorkersLost
 from nexus_ray.storage import Storage
 from nexus_ray.study.turns import Ended
 from nexus_ray.tracking import redact_text
@@ -67,10 +67,13 @@ def _run(config: RunConfig, line: Line, report: Callable[[Storage], Any] | None)
         return Ended(line.trial, "stopped")
     except Interrupted:
         return Ended(line.trial, "interrupted")
-    except NexusError as error:
-        return Ended(line.trial, "failed", _reason(error))
     except Exception as error:  # whatever ends one trial is recorded as its reason; the others do not depend on it
-        return Ended(line.trial, "broken", _reason(error))
+        return Ended(line.trial, how_it_failed(error), _reason(error))
+
+
+def how_it_failed(error: Exception) -> Literal["failed", "broken"]:
+    """`failed` where the same run would fail again, `broken` where another try may go well."""
+    return "failed" if isinstance(error, NexusError) and not isinstance(error, WorkersLost) else "broken"
 
 
 def _reason(error: Exception) -> str:

@@ -32,3 +32,16 @@ def test_a_killed_worker_changes_no_number(runs: Runs, begun: str, early: bool) 
     same_curve(place, runs.place(REFERENCE))
     same_scores(place, runs.place(REFERENCE))
     assert record(place)["outcome"] == "done" and record(place)["resumed"] == [], "it was one process all along"
+
+
+def test_workers_that_die_too_often_end_the_run_with_the_way_out(runs: Runs, begun: str) -> None:
+    driver = runs.start(begun, "training.max_restarts=0")
+    driver.wait_for_step(1)
+    [worker] = driver.workers()
+    worker.kill()
+    assert driver.wait() == 1
+    said = driver.log()
+    assert "stage 'south': the process of training worker 0 of 1 died" in said and "Traceback" not in said
+    assert "training.max_restarts=0" in said and "the same command goes on" in said
+    assert "worker process has died" in said.rsplit("nexus-ray: ", 1)[1], "Ray's reason"
+    assert record(runs.place(begun))["outcome"] == "failed"

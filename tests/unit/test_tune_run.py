@@ -17,13 +17,13 @@ import nexus_ray.tune
 import nexus_ray.tune.driver
 from nexus_ray.config import RunConfig, fingerprint
 from nexus_ray.corpora.prepare import Made
-from nexus_ray.errors import ConfigError, DataError, Interrupted, NexusError, TrainingError
+from nexus_ray.errors import ConfigError, DataError, Interrupted, NexusError, TrainingError, WorkersLost
 from nexus_ray.storage import Storage
 from nexus_ray.study.course import Job
 from nexus_ray.study.load import Study
 from nexus_ray.study.turns import Ended, Told, Turns
 from nexus_ray.train.watch import Evaluated
-from nexus_ray.tune.trial import run_turn, unmirrored
+from nexus_ray.tune.trial import how_it_failed, run_turn, unmirrored
 from tests.studies import BASE, a_study
 
 OFFLINE = {"tracking": {"wandb": {"mode": "offline"}}}
@@ -191,6 +191,11 @@ class Answers:
 
     def remote(self, number: int, value: Any) -> None:
         self.given.append(value)
+
+
+def test_only_what_would_fail_again_fails_a_trial_at_once() -> None:
+    assert [how_it_failed(error) for error in (TrainingError("loss is nan"), ConfigError("no"))] == ["failed"] * 2
+    assert [how_it_failed(error) for error in (WorkersLost("died"), RuntimeError("a socket"))] == ["broken"] * 2
 
 
 @pytest.mark.parametrize("case", ["new", "scored", "worker died", "refused", "stopped", "stopped while it was made"])
