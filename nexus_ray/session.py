@@ -35,13 +35,13 @@ OBJECT_STORE_BYTES = 1 << 30
 QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",  # how soon a dead or finished worker is seen
     "RAY_TRAIN_METRICS_ENABLED": "0",  # we keep our own
-    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # it would log to the user (`nexus_ray.train.trainer`)
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # workers keep the user's folder, so relative paths mean the same
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray will default to; unset, it warns
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_DATA_LOG_LEVEL": "ERROR",
     "RAY_DEDUP_LOGS": "1",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives its session must not start a Ray of its own
     "TOKENIZERS_PARALLELISM": "false",  # the cores belong to the training threads
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -95,7 +95,7 @@ def ray_session(config: RunConfig, demands: list[Demand] | None = None) -> Itera
     """
     hardware = detect_hardware()
     demands = stage_demands(resolve(config, hardware)) if demands is None else demands
-    added = quiet_environment()
+    quiet_environment()
     import ray
 
     if ray.is_initialized():
@@ -105,7 +105,7 @@ def ray_session(config: RunConfig, demands: list[Demand] | None = None) -> Itera
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     own = {} if any(demand.gpus for demand in demands) else KEEP_MEMORY
     if address and address != "local":
-        _join(address, {**added, **own})
+        _join(address, {**{key: os.environ[key] for key in QUIET}, **own})
     else:
         with _environment(own):
             _start_local(demands, hardware)
@@ -146,14 +146,14 @@ def job_demand(job: SynthesisConfig) -> Demand:
     return Demand(job.workers, job.cpus_per_worker, job.workers * job.worker_gpus)
 
 
-def _join(address: str, added: Mapping[str, str]) -> None:
+def _join(address: str, environment: Mapping[str, str]) -> None:
     import ray
 
     check_address(address)
     try:
         ray.init(
             address=address,
-            runtime_env={"env_vars": dict(added)},
+            runtime_env={"env_vars": dict(environment)},
             log_to_driver=False,
             logging_level=logging.ERROR,
         )

@@ -64,10 +64,10 @@ def fit(job: StageJob, *, on_signal: Callable[[], None] = lambda: None) -> dict[
         try:
             result = _fit_in_thread(trainer).return_value
         except WorkerGroupError as error:
-            lost = _lost(error, job)
-            if lost is None:
+            told = _told(error, job)
+            if told is None:
                 raise
-            raise lost from error
+            raise told from error
     if result.get("error"):
         raise KINDS.get(result["error"]["kind"], NexusError)(result["error"]["message"])
     if result.get("interrupted"):
@@ -78,20 +78,26 @@ def fit(job: StageJob, *, on_signal: Callable[[], None] = lambda: None) -> dict[
     return result
 
 
-def _lost(error: Any, job: StageJob) -> WorkersLost | None:
-    """What to tell the user if workers died; None if they raised something. What the others raised came of it."""
+def _told(error: Any, job: StageJob) -> NexusError | None:
+    """What workers that failed have to tell the user: what one of them raised for that, or else that some died (what
+    others raised came of it); None if it was neither."""
     from ray.exceptions import OutOfMemoryError, RayActorError
 
-    causes = {rank: getattr(each, "health_check_failure", each) for rank, each in error.worker_failures.items()}
+    failures = error.worker_failures
+    for failure in failures.values():
+        if isinstance(failure, NexusError):
+            return failure
+    causes = {rank: getattr(each, "health_check_failure", None) for rank, each in sorted(failures.items())}
     dead = {rank: cause for rank, cause in causes.items() if isinstance(cause, (OutOfMemoryError, RayActorError))}
     if not dead:
         return None
-    ranks, reason = ", ".join(map(str, sorted(dead))), str(dead[min(dead)]).partition(" Some common causes")[0]
+    ranks, cause = ", ".join(map(str, dead)), next(iter(dead.values()))
+    lines = str(cause).partition(" Some common causes")[0].strip().splitlines() or [type(cause).__name__]
     return WorkersLost(
         f"stage {job.stage!r}: the process of training worker {ranks} of {job.config.cluster.num_workers} died, and "
         f"training.max_restarts={job.config.training.max_restarts} is used up; the same command goes on from the last "
         f"checkpoint. For want of memory perhaps (less of it: training.micro_batch_size), or with its node. Ray says: "
-        f"{reason.strip().splitlines()[-1].strip()}"
+        f"{lines[0 if isinstance(cause, OutOfMemoryError) else -1].strip()}"
     )
 
 

@@ -7,7 +7,8 @@ core to start.
 - What frees the resources of a dead controller: it watches an actor, so it is left to controllers in one (a trial's),
   and to clusters, since a local head ends with its driver.
 
-Ray has no setting for the first two: its private parts are extended here, and nowhere else (`ray==2.60.*`).
+Ray has no setting for the first two: its private parts are extended here, and nowhere else (`ray==2.60.*`). What is set
+up at import is of this process, where no controller but ours runs.
 """
 
 from __future__ import annotations
@@ -16,21 +17,17 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Lock
 from typing import Any
 
 import ray
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import state, worker_group
-from ray.train.v2._internal.logging.logging import SessionFileHandler
+from ray.train.v2._internal.logging import LoggingManager
 from ray.train.v2.api.result import Result
 
+from nexus_ray.errors import TrainingError
 from nexus_ray.session import LOCAL_HEAD
-
-_starting = Lock()
 
 
 class Trainer(TorchTrainer):
@@ -43,10 +40,9 @@ class Trainer(TorchTrainer):
         return [each for each in super()._create_default_callbacks() if type(each).__name__ not in unneeded]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Result:
-        with _logged():
-            controller = _Controller(**settings)
-            asyncio.run(controller.run())
-            return controller.get_result()
+        controller = _Controller(**settings)
+        asyncio.run(controller.run())
+        return controller.get_result()
 
 
 class _State(state.WorkerGroupState):
@@ -76,13 +72,13 @@ class _NoBarrier:
 
 class _Workers(worker_group.WorkerGroup):
     def _start(self) -> None:
+        """Also ends what a start has left that failed after its workers were there, which Ray keeps, with its CPUs."""
         builder = _Builder()
         try:
-            with _without_barrier():
-                self._start_impl(builder)
+            self._start_impl(builder)
         except Exception:
-            if not self.has_started():
-                builder.shutdown()
+            builder.shutdown()
+            self._clear_state()
             raise
 
     def _init_train_context_on_workers(self, workers: list[Any], barrier: Any, of_callbacks: dict[str, Any]) -> None:
@@ -105,31 +101,35 @@ class _Workers(worker_group.WorkerGroup):
 class _Controller(TrainController):
     worker_group_cls = _Workers
 
-
-@contextmanager
-def _without_barrier() -> Iterator[None]:
-    """Worker groups that start inside start no process for Ray's barrier."""
-    with _starting:
-        before = worker_group.SynchronizationActor
-        worker_group.SynchronizationActor = _NoBarrier()
-        try:
-            yield
-        finally:
-            worker_group.SynchronizationActor = before
+    async def _run_control_loop_iteration(self) -> None:
+        if not ray.is_initialized():  # the user has left, by Ctrl-C perhaps: this thread must not start another Ray
+            raise TrainingError("Ray was shut down while a stage was running")
+        await super()._run_control_loop_iteration()
 
 
-@contextmanager
-def _logged() -> Iterator[None]:
+class _SessionLog(logging.Handler):
     """What Ray Train has to say goes into a file of the Ray session, as its controller's would, and not to the user."""
-    log, handler = logging.getLogger("ray.train"), SessionFileHandler(f"nexus-ray-controller-{os.getpid()}.log")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        folder = LoggingManager.get_log_directory()
+        if folder is None:
+            return
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with open(os.path.join(folder, f"nexus-ray-controller-{os.getpid()}.log"), "a", encoding="utf-8") as file:
+                file.write(self.format(record) + "\n")
+        except OSError:  # a full disk is no reason to end a run
+            return
+
+
+def _set_up() -> None:
+    os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")  # it would log to the user
+    worker_group.SynchronizationActor = _NoBarrier()
+    log, handler = logging.getLogger("ray.train"), _SessionLog()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    level, propagate = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-        log.propagate = propagate
+
+
+_set_up()
