@@ -75,13 +75,12 @@ class Demand:
         return self.workers * self.cpus_per_worker
 
 
-def quiet_environment() -> dict[str, str]:
-    """Put QUIET into this process's environment, before ray is imported. Returns what was not set before."""
-    added = {key: value for key, value in QUIET.items() if key not in os.environ}
-    os.environ.update(added)
+def quiet_environment() -> None:
+    """Put QUIET into this process's environment, before ray is imported."""
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    return added
 
 
 @contextmanager
